@@ -205,7 +205,14 @@ static int memfd(uint32_t slot, uint32_t flags, uint64_t gfn, uint64_t npages, u
 
 static void g_guest_memfd(void)
 {
+    struct memslots_region region = ram(0, 0, 16);
+
     fresh();
+    region.flags = FD;
+    region.guest_memfd = UINT32_MAX;
+    ROW(127, memslots_set_region(ms, &region, NULL), -EBADF);
+    region.guest_memfd_offset = 0x800;
+    ROW(131, memslots_set_region(ms, &region, NULL), -EINVAL);
     ROW(130, memfd(0, FD, 0, 16, 0x800), -EINVAL);
     ROW(133, memfd(0, FD, 0, 16, UINT64_MAX - PAGE + 1), -EINVAL);
     ROW(134, raw(0, FD, 0, PAGE, UINT64_C(0xffff888000000000)), -EINVAL);
@@ -215,6 +222,9 @@ static void g_guest_memfd(void)
     ROW(138, memfd(0, FD, 0, 16, 0), 0);
     ROW(141, memfd(1, FD, 16, 16, 16 * PAGE), 0);
     ROW(142, memfd(2, FD, 0, 16, 64 * PAGE), -EEXIST);
+    region.guest_memfd_offset = 0;
+    region.slot = 2;
+    ROW(142, memslots_set_region(ms, &region, NULL), -EEXIST);
     ROW(143, memfd(0, FD, 0, 16, 0), -EINVAL);
     ROW(144, memfd(0, FD, 100, 16, 0), -EINVAL);
     ROW(145, memfd(0, 0, 0, 16, 0), -EINVAL);

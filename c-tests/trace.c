@@ -179,11 +179,26 @@ static void stop_stops(void)
     set(ms, 2, 200, 10);
     read_trace();
     CHECK_EQ(nr_lines(), 1);
+    CHECK_EQ(memslots_trace_stop(ms), 0); // where there is none, nothing happens
+    tear_down();
+}
+
+// So that the trace alone makes the table: lines for what is there already come first.
+static void the_slots_there_are_come_first(void)
+{
+    char *rest = text;
+
+    set_up();
+    memslots_trace_stop(ms);
+    set(ms, 2, 200, 10);
+    set(ms, 1, 100, 10);
     CHECK_EQ(memslots_trace_start(ms, fileno(file)), 0);
     set(ms, 3, 300, 10);
     read_trace();
-    CHECK(strstr(text, "slot=3 ") != NULL);
-    CHECK(strstr(text, "slot=2 ") == NULL);
+    CHECK_EQ(nr_lines(), 3);
+    check_line(&rest, "set", 1, 100 * PAGE, 10 * PAGE, 0);
+    check_line(&rest, "set", 2, 200 * PAGE, 10 * PAGE, 0);
+    check_line(&rest, "set", 3, 300 * PAGE, 10 * PAGE, 0);
     tear_down();
 }
 
@@ -212,6 +227,7 @@ int main(void)
     RUN(every_field_of_a_line);
     RUN(a_transaction_in_brackets);
     RUN(stop_stops);
+    RUN(the_slots_there_are_come_first);
     RUN(a_bad_fd);
     return test_result();
 }
