@@ -66,6 +66,68 @@ static void readers_come_and_go(void)
     memslots_free(ms);
 }
 
+static int nr_released;
+
+static void count_release(void *ctx, const struct memslot *gone)
+{
+    (void)ctx;
+    (void)gone;
+    nr_released++;
+}
+
+static void a_reader_may_outlive_its_table(void)
+{
+    const struct memslots_ops ops = {.release = count_release};
+    struct memslots_config config = default_config();
+    config.ops = &ops;
+    struct memslots *ms = new_table_with(&config);
+    struct memslots_reader *reader = new_reader(ms);
+
+    nr_released = 0;
+    CHECK_EQ(set(ms, 7, 100, 10), 0);
+    CHECK_EQ(id_at(reader, 0, 100), 7);
+    memslots_free(ms);
+    CHECK_EQ(nr_released, 1);
+    CHECK_EQ(id_at(reader, 0, 100), -1);
+    CHECK_EQ(memslots_count(reader, 0), 0);
+    memslots_reader_free(reader);
+}
+
+// Freed from inside the caller's own section: what that has found stays good until the reader goes.
+static void a_table_freed_inside_a_section(void)
+{
+    const struct memslots_ops ops = {.release = count_release};
+    struct memslots_config config = default_config();
+    config.ops = &ops;
+    struct memslots *ms = new_table_with(&config);
+    struct memslots_reader *reader = new_reader(ms);
+
+    nr_released = 0;
+    CHECK_EQ(set(ms, 7, 100, 10), 0);
+    memslots_read_lock(reader);
+    const struct memslot *slot = memslots_find_gfn(reader, 0, 100);
+    REQUIRE(slot);
+    memslots_free(ms);
+    CHECK_EQ(nr_released, 0);
+    CHECK_EQ(slot->npages, 10);
+    CHECK(memslots_find_gfn(reader, 0, 100) == NULL);
+    memslots_read_unlock(reader);
+    memslots_reader_free(reader);
+    CHECK_EQ(nr_released, 1);
+}
+
+static void a_reader_freed_inside_its_section(void)
+{
+    struct memslots *ms = new_table();
+    struct memslots_reader *reader = new_reader(ms);
+
+    memslots_read_lock(reader);
+    memslots_read_lock(reader);
+    memslots_reader_free(reader); // ends it
+    CHECK_EQ(memslots_try_synchronize(ms), 0);
+    memslots_free(ms);
+}
+
 static void tables_do_not_know_each_other(void)
 {
     enum { NR = 50 };
@@ -144,6 +206,9 @@ int main(void)
     RUN(null_config_means_defaults);
     RUN(a_new_table_is_empty);
     RUN(readers_come_and_go);
+    RUN(a_reader_may_outlive_its_table);
+    RUN(a_table_freed_inside_a_section);
+    RUN(a_reader_freed_inside_its_section);
     RUN(tables_do_not_know_each_other);
     RUN(nonsense_configurations_are_refused);
     RUN(the_widest_table);

@@ -4,6 +4,8 @@
 
 #include "test.h"
 
+#include <pthread.h>
+
 static int nr_released;
 
 static void release(void *ctx, const struct memslot *gone)
@@ -256,6 +258,73 @@ static void another_table_is_another_matter(void)
     tear_down();
 }
 
+// A handle is gone after commit and abort; the memory behind it is not, so that a mistake is told.
+static void after_its_end_every_call_is_einval(void)
+{
+    struct memslots_region region = ram(3, 300, 1);
+
+    set_up();
+    for (int aborted = 0; aborted < 2; aborted++) {
+        struct memslots_txn *txn = begin(ms);
+        size_t nr_steps;
+        CHECK_EQ(memslots_txn_set_flags(txn, 0, 1, MEMSLOTS_LOG_DIRTY_PAGES), 0);
+        if (aborted)
+            memslots_txn_abort(txn);
+        else
+            CHECK_EQ(memslots_txn_commit(txn), 0);
+        CHECK_EQ(memslots_txn_set_region(txn, &region, NULL), -EINVAL);
+        CHECK_EQ(memslots_txn_create(txn, &region, NULL), -EINVAL);
+        CHECK_EQ(memslots_txn_delete(txn, 0, 1), -EINVAL);
+        CHECK_EQ(memslots_txn_move(txn, 0, 1, 0), -EINVAL);
+        CHECK_EQ(memslots_txn_set_flags(txn, 0, 1, 0), -EINVAL);
+        CHECK_EQ(memslots_txn_split(txn, 0, 1, 105 * PAGE, 9, NULL), -EINVAL);
+        CHECK_EQ(memslots_txn_merge(txn, 0, 1, 2), -EINVAL);
+        CHECK_EQ(memslots_txn_resize(txn, 0, 1, PAGE), -EINVAL);
+        CHECK_EQ(memslots_txn_plan(txn, NULL, 0, &nr_steps), -EINVAL);
+        CHECK(memslots_txn_find_gfn(txn, 0, 100) == NULL);
+        CHECK_EQ(memslots_txn_commit(txn), -EINVAL);
+        memslots_txn_abort(txn);
+    }
+    CHECK_EQ(memslots_count(reader, 0), 2);
+    tear_down();
+}
+
+static void *meddle(void *txn)
+{
+    struct memslots_region region = ram(3, 300, 1);
+
+    CHECK_EQ(memslots_txn_set_region(txn, &region, NULL), -EINVAL);
+    CHECK(memslots_txn_find_gfn(txn, 0, 100) == NULL);
+    CHECK_EQ(memslots_txn_commit(txn), -EINVAL);
+    memslots_txn_abort(txn);
+    return NULL;
+}
+
+static void it_belongs_to_its_thread(void)
+{
+    pthread_t thread;
+
+    set_up();
+    struct memslots_txn *txn = begin(ms);
+    CHECK_EQ(memslots_txn_delete(txn, 0, 1), 0);
+    REQUIRE(pthread_create(&thread, NULL, meddle, txn) == 0);
+    pthread_join(thread, NULL);
+    CHECK_EQ(memslots_txn_commit(txn), 0);
+    CHECK_EQ(id_at(reader, 0, 100), -1);
+    CHECK_EQ(id_at(reader, 0, 300), -1);
+    tear_down();
+}
+
+static void free_aborts_what_is_open(void)
+{
+    set_up();
+    struct memslots_txn *txn = begin(ms);
+    CHECK_EQ(memslots_txn_delete(txn, 0, 1), 0);
+    CHECK_EQ(txn_set(txn, 3, 300, 10), 0);
+    tear_down();
+    CHECK_EQ(nr_released, 2);
+}
+
 static void ten_thousand_changes_in_one_publication(void)
 {
     const uint32_t nr = under_valgrind() ? 1000 : 10000;
@@ -297,6 +366,9 @@ int main(void)
     RUN(a_resize_by_hand_is_seen_at_once);
     RUN(a_second_update_of_the_thread_is_edeadlk);
     RUN(another_table_is_another_matter);
+    RUN(after_its_end_every_call_is_einval);
+    RUN(it_belongs_to_its_thread);
+    RUN(free_aborts_what_is_open);
     RUN(ten_thousand_changes_in_one_publication);
     return test_result();
 }
