@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Replays every operation file in regressions/ on the library, the model and, where it can be, on a real VM.
+//!
+//! A file is a trace; a first line `# limits: address_spaces=2` says what its table was like.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use memslots_oracle::compare::{play, Player, RealPlayer, Recorded};
+use memslots_oracle::library::Library;
+use memslots_oracle::model::{Limits, Model};
+use memslots_oracle::op::{parse, Op};
+use memslots_oracle::real::{kvm_for, Vm};
+
+fn files() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions");
+    let entries = fs::read_dir(dir).expect("regressions/");
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "trace"));
+    files.sort();
+    files
+}
+
+fn limits_of(text: &str) -> Limits {
+    let spaces = text.lines().next().and_then(|line| line.strip_prefix("# limits: address_spaces="));
+    let nr_address_spaces = spaces.map_or(1, |n| n.trim().parse().expect("a number of address spaces"));
+    Limits { nr_address_spaces, ..Limits::default() }
+}
+
+#[test]
+fn every_file_replays() {
+    let kvm = kvm_for("regressions");
+    let files = files();
+    assert!(!files.is_empty(), "there are files to replay");
+    for file in files {
+        let text = fs::read_to_string(&file).expect("readable");
+        let lines = parse(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let ops: Vec<Op> = lines.iter().map(|line| line.op).collect();
+        let limits = limits_of(&text);
+        let mut library = Library::new(&limits);
+        let mut recorded = Recorded::new(lines);
+        let mut players: Vec<&mut dyn Player> = vec![&mut library, &mut recorded];
+        let vm_can = |op: &Op| *op != Op::Begin && !op.needs_transaction();
+        let mut real = kvm
+            .as_ref()
+            .filter(|kvm| limits == Vm::limits(kvm) && ops.iter().all(vm_can))
+            .map(|kvm| RealPlayer { vm: Vm::new(kvm), pages: 0, ids: 16 });
+        if let Some(real) = &mut real {
+            players.push(real);
+        }
+        let played = play(&ops, &mut Model::new(limits), &mut players, 1);
+        played.unwrap_or_else(|divergence| panic!("{}: {divergence}", file.display()));
+    }
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Readers against a writer that never stops: what a reader sees is one published content, whole, and everything
+//! that it found stays alive until its section ends.
+//!
+//! The writer moves a group of slots about by transactions. Where the group is follows from the generation alone, so a
+//! reader can tell a mix of two contents, or the wrong content, by looking. Every slot's opaque leads to a word that says
+//! LIVE until the slot is released; the words themselves are kept to the end, so a reader may look at any time.
+
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::thread;
+
+use memslots::{Config, Errno, Gfn, Gpa, Hooks, Hva, Memslot, Memslots, Region, Section};
+use memslots_oracle::run::{say, seed, size};
+use memslots_oracle::world::{Choose, Seed};
+
+const TRANSACTIONS: u64 = 100_000;
+const READERS: usize = 2;
+/// Slots that move together, ids 0 to here.
+const GROUP: u64 = 200;
+/// Frames from one slot of the group to the next; a slot has one less.
+const STRIDE: u64 = 4;
+/// Frames from one place of the group to the next.
+const PLACE: u64 = GROUP * STRIDE * 2;
+const PLACES: u64 = 5;
+/// Slots that come and go above the group, ids from GROUP on.
+const OTHERS: u64 = 300;
+const PAGE: u64 = 4096;
+const HVA: u64 = 0x7000_0000_0000;
+
+const LIVE: u32 = 0x11fe_11fe;
+const DEAD: u32 = 0xdead_dead;
+
+/// What a slot's opaque leads to.
+struct Payload {
+    state: AtomicU32,
+    id: u64,
+    /// Readers that use the slot right now and saw it valid.
+    users: AtomicU32,
+}
+
+/// Every payload of a run. Boxed, so that they stay where they are.
+#[derive(Default)]
+struct Payloads(Mutex<Vec<Box<Payload>>>);
+
+impl Payloads {
+    fn new_for(&self, id: u64) -> *mut c_void {
+        let payload = Box::new(Payload { state: AtomicU32::new(LIVE), id, users: AtomicU32::new(0) });
+        let opaque = &*payload as *const Payload as *mut c_void;
+        self.0.lock().unwrap().push(payload);
+        opaque
+    }
+
+    fn in_state(&self, state: u32) -> usize {
+        self.0.lock().unwrap().iter().filter(|payload| payload.state.load(Ordering::Relaxed) == state).count()
+    }
+}
+
+fn payload(slot: &Memslot) -> &Payload {
+    // SAFETY: every slot of these tables has a payload, and payloads outlive the table.
+    unsafe { &*(slot.opaque as *const Payload) }
+}
+
+/// Poisons what is released, and counts.
+struct Poison {
+    flushes: bool,
+}
+
+impl Hooks for Poison {
+    fn wants_flush(&self) -> bool {
+        self.flushes
+    }
+
+    fn flush(&self, invalid: &Memslot) {
+        let users = payload(invalid).users.load(Ordering::SeqCst);
+        assert_eq!(users, 0, "slot {} is flushed while a reader that saw it valid is at work", invalid.id);
+    }
+
+    fn release(&self, gone: &Memslot) {
+        let before = payload(gone).state.swap(DEAD, Ordering::SeqCst);
+        assert_eq!(before, LIVE, "slot {} is released twice", gone.id);
+    }
+}
+
+fn table(flushes: bool, sync: bool) -> Memslots {
+    let hooks: Option<Box<dyn Hooks>> = Some(Box::new(Poison { flushes }));
+    Memslots::new(Config { hooks, sync, ..Config::default() }).expect("a table")
+}
+
+fn region(id: u64, gfn: u64, npages: u64) -> Region {
+    Region {
+        slot: id as u32,
+        guest_phys_addr: gfn * PAGE,
+        memory_size: npages * PAGE,
+        userspace_addr: HVA + id * STRIDE * PAGE,
+        ..Default::default()
+    }
+}
+
+/// Where a slot of the group is, by the number of the content: each content is one frame or a whole place from the last,
+/// so that slots move onto their own old frames, too.
+fn place(content: u64, id: u64) -> u64 {
+    (content / 2 % PLACES) * PLACE + content % 2 + id * STRIDE
+}
+
+/// Checks that a slot is whole: id, memory, size and payload belong together, and the payload lives.
+fn check_slot(slot: &Memslot) {
+    let id = u64::from(slot.id);
+    let payload = payload(slot);
+    assert_eq!(payload.state.load(Ordering::SeqCst), LIVE, "a reader found slot {id} after its release");
+    assert_eq!((payload.id, slot.userspace_addr), (id, HVA + id * STRIDE * PAGE));
+    let npages = if id < GROUP { STRIDE - 1 } else { 1 };
+    assert_eq!((slot.npages, slot.as_id), (npages, 0));
+}
+
+/// One walk over the group: all of it in one place, and that the place of a content that was current meanwhile.
+fn check_group(section: &Section<'_>, origin: u64) {
+    let before = section.generation(0) - origin;
+    let mut seen = 0;
+    let mut content = None;
+    for slot in section.iter(0) {
+        check_slot(slot);
+        let id = u64::from(slot.id);
+        if id >= GROUP {
+            continue;
+        }
+        let shift = slot.base_gfn - id * STRIDE;
+        assert_eq!(id, seen, "the group is walked in order");
+        assert_eq!(*content.get_or_insert(shift), shift, "slot {id} is of another content than those before it");
+        seen += 1;
+    }
+    assert_eq!(seen, GROUP, "a walk over part of the group");
+    let after = section.generation(0) - origin;
+    let may_be = (before..=after).any(|candidate| Some(place(candidate, 0)) == content);
+    assert!(may_be, "shift {content:x?} is of no content from {before} to {after}");
+}
+
+/// Single lookups, whose slots must stay as they were until the section ends.
+fn check_lookups(section: &Section<'_>, choose: &mut Seed) {
+    let found: Vec<Option<&Memslot>> = (0..4)
+        .flat_map(|_| {
+            let id = choose.below(GROUP + OTHERS);
+            [
+                section.find_id(0, id as u16),
+                section.find_gfn(0, Gfn(choose.below(PLACES * PLACE))),
+                section.find_gfn_approx(0, Gfn(choose.below(PLACES * PLACE))),
+                section.find_hva(0, Hva(HVA + id * STRIDE * PAGE)),
+            ]
+        })
+        .collect();
+    let as_found: Vec<Memslot> = found.iter().flatten().map(|slot| **slot).collect();
+    if choose.once_in(64) {
+        thread::yield_now();
+    }
+    for (now, then) in found.iter().flatten().zip(as_found) {
+        assert_eq!(**now, then, "a slot changed in place");
+        check_slot(now);
+    }
+}
+
+/// Reads until told to stop; gives the number of sections.
+fn read(table: &Memslots, origin: u64, stop: &AtomicBool, seed: u64) -> u64 {
+    let mut choose = Seed(seed);
+    let reader = table.reader().expect("a reader");
+    let mut sections = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let section = reader.lock();
+        check_group(&section, origin);
+        check_lookups(&section, &mut choose);
+        sections += 1;
+    }
+    sections
+}
+
+/// The next content: the group elsewhere, one of its slots replaced by a new one, some others come or gone.
+fn turn(table: &Memslots, payloads: &Payloads, content: u64, choose: &mut Seed) -> Result<(), Errno> {
+    let mut txn = table.begin()?;
+    for id in 0..GROUP {
+        txn.move_slot(0, id as u16, Gpa(place(content, id) * PAGE))?;
+    }
+    let replaced = choose.below(GROUP);
+    txn.delete(0, replaced as u16)?;
+    let again = region(replaced, place(content, replaced), STRIDE - 1);
+    txn.create(&again, payloads.new_for(replaced))?;
+    let first = choose.below(OTHERS);
+    for n in 0..4 {
+        let id = GROUP + (first + n * OTHERS / 4) % OTHERS;
+        if txn.delete(0, id as u16) == Err(Errno::ENOENT) {
+            txn.create(&region(id, PLACES * PLACE + id * STRIDE, 1), payloads.new_for(id))?;
+        }
+    }
+    txn.commit()
+}
+
+/// Stops the readers when the writer is done, also by a panic: else the test would hang instead of failing.
+struct StopWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for StopWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn readers_never_see_part_of_a_transaction() {
+    let seed = seed("stress");
+    let transactions = size(TRANSACTIONS);
+    let payloads = Payloads::default();
+    let table = table(false, false);
+    let mut setup = table.begin().unwrap();
+    for id in 0..GROUP {
+        setup.create(&region(id, place(0, id), STRIDE - 1), payloads.new_for(id)).unwrap();
+    }
+    setup.commit().unwrap();
+    let origin = table.reader().unwrap().lock().generation(0);
+    let stop = AtomicBool::new(false);
+    let sections: u64 = thread::scope(|scope| {
+        let running = StopWhenDropped(&stop);
+        let (table, stop) = (&table, &stop);
+        let reader = |n: usize| scope.spawn(move || read(table, origin, stop, seed + n as u64));
+        let readers: Vec<_> = (0..READERS).map(reader).collect();
+        let mut choose = Seed(seed);
+        for content in 1..=transactions {
+            turn(table, &payloads, content, &mut choose).expect("a transaction");
+        }
+        drop(running);
+        readers.into_iter().map(|reader| reader.join().expect("a reader")).sum()
+    });
+    say(&format!("stress: {transactions} transactions over {GROUP} slots, {sections} read-side sections"));
+    assert!(sections > 0);
+    assert_eq!(table.reader().unwrap().lock().generation(0), origin + transactions);
+    table.synchronize().expect("no section is open");
+    let slots = table.reader().unwrap().lock().count(0) as usize;
+    assert_eq!(payloads.in_state(LIVE), slots, "what is not in the table is released");
+    drop(table);
+    assert_eq!(payloads.in_state(LIVE), 0, "what was left is released with the table");
+}
+
+/// A reader that marks the slot that it saw valid for as long as it uses it.
+fn use_slots(table: &Memslots, stop: &AtomicBool, used: &AtomicU64, seed: u64) {
+    let mut choose = Seed(seed);
+    let reader = table.reader().expect("a reader");
+    while !stop.load(Ordering::Relaxed) {
+        let section = reader.lock();
+        let Some(slot) = section.find_id(0, choose.below(8) as u16) else { continue };
+        if slot.is_invalid() {
+            continue;
+        }
+        payload(slot).users.fetch_add(1, Ordering::SeqCst);
+        (0..choose.below(200)).for_each(|_| std::hint::spin_loop());
+        check_slot_state(slot);
+        payload(slot).users.fetch_sub(1, Ordering::SeqCst);
+        used.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn check_slot_state(slot: &Memslot) {
+    assert_eq!(payload(slot).state.load(Ordering::SeqCst), LIVE, "slot {} is released while in use", slot.id);
+}
+
+/// The kernel's promise to its flush hook: the slot is INVALID to whoever looks, and nobody is left who saw it valid.
+#[test]
+fn flush_finds_no_reader_that_saw_the_slot_valid() {
+    let (seed, updates) = (seed("stress_flush"), size(5_000).min(5_000));
+    let (payloads, stop, used) = (Payloads::default(), AtomicBool::new(false), AtomicU64::new(0));
+    let table = table(true, false);
+    thread::scope(|scope| {
+        let _running = StopWhenDropped(&stop);
+        for n in 0..READERS as u64 {
+            let (table, stop, used) = (&table, &stop, &used);
+            scope.spawn(move || use_slots(table, stop, used, seed + n));
+        }
+        let mut choose = Seed(seed);
+        for _ in 0..updates {
+            let id = choose.below(8);
+            let gfn = (1 + choose.below(4)) * 100 + id * STRIDE;
+            match choose.below(3) {
+                0 => drop(table.delete(0, id as u16)),
+                1 => drop(table.move_slot(0, id as u16, Gpa(gfn * PAGE))),
+                _ => drop(table.create(&region(id, gfn, 1), payloads.new_for(id))),
+            }
+        }
+    });
+    say(&format!("stress_flush: {updates} updates, {} uses", used.load(Ordering::Relaxed)));
+    assert!(used.load(Ordering::Relaxed) > 0);
+}
+
+/// With `sync`, when an update returns nobody is left who could still use what was before.
+#[test]
+fn a_synchronous_update_returns_when_the_old_state_is_out_of_use() {
+    let (seed, updates) = (seed("stress_sync"), size(1_000).min(1_000));
+    let (payloads, stop, used) = (Payloads::default(), AtomicBool::new(false), AtomicU64::new(0));
+    let table = table(false, true);
+    thread::scope(|scope| {
+        let _running = StopWhenDropped(&stop);
+        for n in 0..READERS as u64 {
+            let (table, stop, used) = (&table, &stop, &used);
+            scope.spawn(move || use_slots(table, stop, used, seed + n));
+        }
+        let mut choose = Seed(seed);
+        for _ in 0..updates {
+            let id = choose.below(8);
+            let opaque = payloads.new_for(id);
+            if table.create(&region(id, id * STRIDE, 1), opaque).is_ok() {
+                continue;
+            }
+            let slot = *table.reader().unwrap().lock().find_id(0, id as u16).expect("it exists");
+            table.delete(0, id as u16).expect("it exists");
+            let users = payload(&slot).users.load(Ordering::SeqCst);
+            assert_eq!(users, 0, "slot {id} is in use after the update that took it away");
+        }
+    });
+    assert!(used.load(Ordering::Relaxed) > 0);
+}
