@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# libmemslots: `make help` says what there is.
+
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+DESTDIR ?=
+CARGO ?= cargo
+CC ?= cc
+INSTALL ?= install
+
+# The library's own build directory, whatever the caller's CARGO_TARGET_DIR: `make lib` promises the place.
+TARGET := target
+export CARGO_TARGET_DIR := $(CURDIR)/$(TARGET)
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+MAJOR := $(firstword $(subst ., ,$(VERSION)))
+SONAME := libmemslots.so.$(MAJOR)
+SO := $(TARGET)/release/libmemslots.so
+
+# Pinned: the committed header is compared with what this one makes.
+CBINDGEN_VERSION := 0.29.4
+CBINDGEN := $(TARGET)/tools/bin/cbindgen
+
+.DEFAULT_GOAL := help
+.PHONY: help lib install uninstall header check-header check check-format check-rust check-c check-oracle check-valgrind \
+	run bench bench-quick sanitize fuzz clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+lib: ## The library: target/release/libmemslots.{so,a}; its header is include/memslots.h
+	$(CARGO) build --release --locked -p memslots
+	@ln -sf libmemslots.so $(TARGET)/release/$(SONAME)
+
+install: lib ## Install under PREFIX (default /usr/local) below DESTDIR, with a pkg-config file
+	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	$(INSTALL) -m 755 $(SO) $(DESTDIR)$(LIBDIR)/libmemslots.so.$(VERSION)
+	ln -sf libmemslots.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libmemslots.so
+	$(INSTALL) -m 644 $(TARGET)/release/libmemslots.a $(DESTDIR)$(LIBDIR)/libmemslots.a
+	$(INSTALL) -m 644 include/memslots.h $(DESTDIR)$(INCLUDEDIR)/memslots.h
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|' \
+		memslots.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/memslots.pc
+	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/memslots.pc
+
+uninstall: ## Take away what install put there
+	rm -f $(DESTDIR)$(LIBDIR)/libmemslots.so $(DESTDIR)$(LIBDIR)/$(SONAME) $(DESTDIR)$(LIBDIR)/libmemslots.so.$(VERSION) \
+		$(DESTDIR)$(LIBDIR)/libmemslots.a $(DESTDIR)$(INCLUDEDIR)/memslots.h $(DESTDIR)$(LIBDIR)/pkgconfig/memslots.pc
+
+$(CBINDGEN):
+	$(CARGO) install --quiet --locked --root $(TARGET)/tools --version $(CBINDGEN_VERSION) cbindgen
+
+header: $(CBINDGEN) ## Make include/memslots.h anew from src/capi/
+	$(CBINDGEN) --quiet --config cbindgen.toml --crate memslots --output include/memslots.h
+
+check-header: $(CBINDGEN)
+	@$(CBINDGEN) --quiet --config cbindgen.toml --crate memslots --output $(TARGET)/memslots.h
+	diff -u include/memslots.h $(TARGET)/memslots.h
+
+check: check-format check-header check-rust check-c check-oracle ## All tests: unit, property, C (plain and valgrind), KVM oracle, stress
+
+check-format:
+	$(CARGO) fmt --all --check
+	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.cc' | grep -v '^include/')
+
+check-rust:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p memslots-oracle --all-targets -- -D warnings
+	$(CARGO) test --locked -p memslots
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps -p memslots
+
+check-c: ## C tests only, plain and under valgrind
+	rm -rf $(TARGET)/stage
+	$(MAKE) --no-print-directory install PREFIX=$(CURDIR)/$(TARGET)/stage
+	PKG_CONFIG_PATH=$(CURDIR)/$(TARGET)/stage/lib/pkgconfig c-tests/run --installed
+
+check-oracle: ## The library against a naive model and a real VM
+	$(CARGO) test --locked --release -p memslots-oracle
+
+sanitize: ## Rust tests with the address sanitizer, every object its own allocation
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=address --cfg memslots_no_pool' $(CARGO) test --locked \
+		--target $$(rustc -vV | sed -n 's/^host: //p') -p memslots --lib --tests
+
+run: lib ## The example: a small VMM over hundreds of slots (needs /dev/kvm; simulates where there is none)
+	$(MAKE) --no-print-directory -C examples/minivmm TOP=$(CURDIR) BUILD=$(CURDIR)/$(TARGET)/examples run
+
+bench: lib ## All benchmarks, some minutes: bench/results.json and plots
+	$(CARGO) run --release --locked -p memslots-bench
+
+bench-quick: lib ## The same in less than a minute, with wider spread
+	$(CARGO) run --release --locked -p memslots-bench -- --quick
+
+fuzz: ## Fuzz the library against the model for FUZZ_SECONDS (default 60)
+	fuzz/run $(or $(FUZZ_SECONDS),60)
+
+clean: ## Remove target/
+	rm -rf $(TARGET)

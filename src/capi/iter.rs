@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Iterators, on the caller's stack.
+
+use super::reader::section;
+use super::value;
+use crate::reader::{Reader, Section, Walk};
+use crate::slot::{Gfn, Hva, Memslot};
+use std::mem::{align_of, size_of};
+use std::ptr::null;
+
+/// A walk over the slots of one publication. Fields are private; on the caller's stack.
+#[repr(C)]
+pub struct memslots_iter {
+    #[doc(hidden)]
+    pub private_: [u64; 17],
+}
+
+/// What is in there.
+#[repr(C)]
+struct State {
+    reader: *const Reader,
+    /// The section that the walk belongs to: in another one what it points to may be gone.
+    ordinal: u64,
+    walk: Option<Walk>,
+}
+
+const _: () = assert!(size_of::<State>() <= size_of::<memslots_iter>());
+const _: () = assert!(align_of::<State>() <= align_of::<memslots_iter>());
+
+/// Begins a walk, or one that is over where there is no section or nothing to walk over.
+///
+/// # Safety
+/// `iter` is NULL or the caller's; `reader` is NULL or live.
+unsafe fn begin(iter: *mut memslots_iter, reader: *mut Reader, walk: impl FnOnce(&Section) -> Option<Walk>) {
+    if iter.is_null() {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    let section = unsafe { section(reader) };
+    let (ordinal, walk) = section.map_or((0, None), |section| (section.ordinal(), walk(&section)));
+    // SAFETY: not NULL, large enough and aligned, as asserted above.
+    unsafe { iter.cast::<State>().write(State { reader, ordinal, walk }) };
+}
+
+/// A walk over all slots of an address space, ascending by gfn, of the publication that is newest now.
+///
+/// Never waits; the reader's thread, inside a section (outside of one the walk is empty). It ends with the section.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_iter_all(iter: *mut memslots_iter, reader: *mut Reader, as_id: u16) {
+    // SAFETY: the caller's, or NULL.
+    value((), || unsafe { begin(iter, reader, |section| section.iter(as_id).walk) });
+}
+
+/// A walk over exactly the slots with a frame in [start, end), ascending by gfn. An empty range has none. Otherwise as
+/// memslots_iter_all.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_iter_gfn(
+    iter: *mut memslots_iter,
+    reader: *mut Reader,
+    as_id: u16,
+    start: u64,
+    end: u64,
+) {
+    // SAFETY: the caller's, or NULL.
+    value((), || unsafe { begin(iter, reader, |section| section.iter_gfn(as_id, Gfn(start)..Gfn(end)).walk) });
+}
+
+/// A walk over exactly the slots with a byte of host memory in [start, last], `last` inclusive, ascending by hva, then by id.
+/// Otherwise as memslots_iter_all.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_iter_hva(
+    iter: *mut memslots_iter,
+    reader: *mut Reader,
+    as_id: u16,
+    start: u64,
+    last: u64,
+) {
+    // SAFETY: the caller's, or NULL.
+    value((), || unsafe { begin(iter, reader, |section| section.iter_hva(as_id, Hva(start), Hva(last)).walk) });
+}
+
+/// The next slot, valid until the section ends; NULL at the end, and in another section than the walk began in. Never waits;
+/// the reader's thread.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_iter_next(iter: *mut memslots_iter) -> *const Memslot {
+    value(null(), || {
+        // SAFETY: NULL, or begun by one of the above.
+        let Some(state) = (unsafe { iter.cast::<State>().as_mut() }) else { return null() };
+        // SAFETY: the reader that the walk began with is alive while it goes on.
+        let here = unsafe { section(state.reader) }.filter(|section| section.ordinal() == state.ordinal);
+        let (Some(section), Some(walk)) = (here, state.walk.as_mut()) else { return null() };
+        section.resume(walk).map_or(null(), std::ptr::from_ref)
+    })
+}

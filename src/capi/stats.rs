@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Reclaiming, and looking at a table.
+
+use super::table::memslots;
+use super::{answer, given, value, write_sized};
+use crate::reader::Reader;
+use crate::slot::Errno;
+use crate::table::Stats;
+use std::ffi::c_int;
+
+/// Where a table stands. Grows at the end: `size` says how much of it was written.
+#[repr(C)]
+pub struct memslots_stats {
+    /// Bytes of this struct that are valid.
+    pub size: usize,
+    /// Publications ever made.
+    pub publications: u64,
+    /// Slots in all address spaces.
+    pub slots: u64,
+    /// Pages of all slots.
+    pub npages: u64,
+    /// Bytes in use for indexes and records, garbage included.
+    pub index_bytes: u64,
+    /// Bytes taken from the system for them.
+    pub pool_bytes: u64,
+    /// Bytes that wait for readers before they can be used again.
+    pub garbage_bytes: u64,
+    /// The same in objects.
+    pub garbage_objects: u64,
+    /// Slots that are gone and whose release has not run (where there are hooks).
+    pub releases_due: u64,
+    /// Readers.
+    pub readers: u64,
+    /// Read-side sections that are open.
+    pub open_sections: u64,
+    /// Publications since the oldest of them began.
+    pub oldest_section_lag: u64,
+    /// Changes on the attached VM that could not be taken back. Not 0: VM and table differ.
+    pub out_of_step: u64,
+}
+
+/// What a reader did.
+#[repr(C)]
+pub struct memslots_reader_stats {
+    /// Bytes of this struct that are valid.
+    pub size: usize,
+    /// Sections opened, the outermost of nested ones.
+    pub sections: u64,
+    /// Lookups by gfn that the last-used slot did not answer.
+    pub misses: u64,
+}
+
+/// Frees what no reader can see any more and runs the releases that are due. Returns how many it ran. Does not wait for
+/// readers, but for other threads' updates; any thread. 0 for NULL, and inside an update of this thread.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_reclaim(table: *mut memslots) -> usize {
+    // SAFETY: the caller's table, or NULL.
+    value(0, || unsafe { given(table) }.map_or(0, |table| table.table.reclaim()))
+}
+
+/// Waits until every read-side section that is open now has ended, and runs what was due. From inside a section or an update
+/// of this thread it would wait for ever: it returns at once then. Any thread.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_synchronize(table: *mut memslots) {
+    // SAFETY: the caller's table, or NULL.
+    unsafe { memslots_try_synchronize(table) };
+}
+
+/// As memslots_synchronize, and says so: -EDEADLK where this thread is in a section or inside an update of this table. Also
+/// -EINVAL (NULL), -ENOTRECOVERABLE.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_try_synchronize(table: *mut memslots) -> c_int {
+    // SAFETY: the caller's table, or NULL.
+    answer(|| unsafe { given(table) }?.table.synchronize())
+}
+
+/// Writes where the table stands: as much as the caller's struct, of `size` bytes, has room for. Waits for other threads'
+/// updates; any thread.
+///
+/// Errors: -EINVAL (NULL, a size that has no room for the size), -EDEADLK (inside an update of this thread),
+/// -ENOTRECOVERABLE.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_get_stats(table: *mut memslots, stats: *mut memslots_stats, size: usize) -> c_int {
+    answer(|| {
+        // SAFETY: the caller's table, or NULL.
+        let table = unsafe { given(table) }?;
+        if stats.is_null() {
+            return Err(Errno::EINVAL);
+        }
+        let Stats {
+            publications,
+            slots,
+            npages,
+            index_bytes,
+            pool_bytes,
+            garbage_bytes,
+            garbage_objects,
+            releases_due,
+            readers,
+            open_sections,
+            oldest_section_lag,
+            out_of_step,
+        } = table.table.stats()?;
+        let now = memslots_stats {
+            size: 0,
+            publications,
+            slots,
+            npages,
+            index_bytes,
+            pool_bytes,
+            garbage_bytes,
+            garbage_objects,
+            releases_due,
+            readers,
+            open_sections,
+            oldest_section_lag,
+            out_of_step,
+        };
+        // SAFETY: the caller says how much room there is.
+        unsafe { write_sized(stats, size, &now) }
+    })
+}
+
+/// Writes what the reader did, as memslots_get_stats does. Never waits; the reader's thread. Errors: -EINVAL (NULL, a size that
+/// has no room for the size).
+#[no_mangle]
+pub unsafe extern "C" fn memslots_reader_get_stats(
+    reader: *const Reader,
+    stats: *mut memslots_reader_stats,
+    size: usize,
+) -> c_int {
+    answer(|| {
+        // SAFETY: the caller's reader, or NULL.
+        let did = unsafe { given(reader) }?.stats();
+        let now = memslots_reader_stats { size: 0, sections: did.sections, misses: did.misses };
+        // SAFETY: the caller says how much room there is.
+        unsafe { write_sized(stats, size, &now) }
+    })
+}
+
+/// Writes the table for a person to `fd`, a line a slot. Waits for other threads' updates, and updates then wait for the
+/// write; any thread. Errors: -EINVAL (NULL), -EIO (writing failed), -EDEADLK (inside an update of this thread),
+/// -ENOTRECOVERABLE.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_dump(table: *mut memslots, fd: c_int) -> c_int {
+    // SAFETY: the caller's table, or NULL.
+    answer(|| unsafe { given(table) }?.table.dump(fd))
+}

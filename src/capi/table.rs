@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `memslots_config`, `memslots_ops`, and the life of a table.
+
+use super::txn::memslots_txn;
+use super::{answer, given, value};
+use crate::hooks::{Change, Hooks};
+use crate::slot::{Errno, Memslot, Result};
+use crate::table::{Config, Memslots};
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::{offset_of, size_of};
+use std::ptr::null;
+
+/// One VM's memslot table: all of its address spaces.
+pub struct memslots {
+    /// First, so that an open transaction goes before its table.
+    pub(super) txn: memslots_txn,
+    pub(super) table: Memslots,
+}
+
+/// What an update does to one slot, as the hooks see it. Valid during the call, as are the slots; the slots that become or
+/// were current live on as long as those that a reader finds.
+#[repr(C)]
+pub struct memslots_change {
+    /// MEMSLOTS_CREATE, _DELETE, _MOVE, _FLAGS_ONLY, _RESIZE, _SPLIT or _MERGE.
+    pub kind: u32,
+    /// NULL for CREATE.
+    pub old_slot: *const Memslot,
+    /// NULL for DELETE.
+    pub new_slot: *const Memslot,
+}
+
+/// What a table tells its owner of an update. All are optional. They are called on the updating thread, under the update
+/// lock, in this order; in a transaction all of one kind, in the changes' order, then the next. A hook that updates the same
+/// table gets -EDEADLK; it may read. `ctx` is the configuration's.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct memslots_ops {
+    /// DELETE, MOVE, and a RESIZE that gives up frames: the slot is INVALID to readers, and none is left that saw it valid.
+    /// Where this hook is set, such an update waits for readers.
+    pub flush: Option<unsafe extern "C" fn(ctx: *mut c_void, invalid: *const Memslot)>,
+    /// May refuse, with a negative errno: the update is undone and returns it.
+    pub prepare: Option<unsafe extern "C" fn(ctx: *mut c_void, change: *const memslots_change) -> c_int>,
+    /// A later change was refused: undo your `prepare`. In reverse order.
+    pub cancel: Option<unsafe extern "C" fn(ctx: *mut c_void, change: *const memslots_change)>,
+    /// The new state is published.
+    pub commit: Option<unsafe extern "C" fn(ctx: *mut c_void, change: *const memslots_change)>,
+    /// Once in a slot's life (not on MOVE, FLAGS_ONLY or RESIZE), when no reader can see it any more: the place to munmap or
+    /// to free `opaque`. Runs in a later update, in memslots_reclaim, _synchronize or _free; never on a thread that reads.
+    pub release: Option<unsafe extern "C" fn(ctx: *mut c_void, gone: *const Memslot)>,
+}
+
+/// How a table is made. memslots_config_init() fills in the defaults: set what is to be different afterwards.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct memslots_config {
+    /// sizeof(struct memslots_config), so that it can grow.
+    pub size: usize,
+    /// 1 to 64; default 1.
+    pub nr_address_spaces: u32,
+    /// In each address space: 1 to 65535; default 32764, as KVM's on x86. Ids are below this.
+    pub max_slots: u32,
+    /// log2 of the host's page size in bytes: 12 to 30; the default is this machine's.
+    pub page_shift: u32,
+    /// What the real KVM would take; other flags are -EINVAL. Default: all three.
+    pub supported_flags: u32,
+    /// 0: an update returns once it is published. 1: as KVM's ioctl does, once no reader is left that could still use what was
+    /// before.
+    pub sync: u32,
+    /// NULL: no hooks. Copied.
+    pub ops: *const memslots_ops,
+    /// Given to every hook.
+    pub ctx: *mut c_void,
+    /// Where usable host addresses end, in bytes. Default on x86-64: 2^47 - 4096, the kernel's with four-level page tables;
+    /// elsewhere none.
+    pub hva_limit: u64,
+    /// Bits of a guest physical address: more than page_shift, up to 64; default 52. KVM refuses slots beyond the host's.
+    pub gpa_bits: u32,
+    /// Bytes of garbage past which an update waits for readers, as with sync; 0, the default: none.
+    pub max_garbage: usize,
+}
+
+/// The first form of the struct ended here.
+const SMALLEST_CONFIG: usize = offset_of!(memslots_config, hva_limit);
+
+impl memslots_config {
+    fn defaults() -> memslots_config {
+        let Config { nr_address_spaces, max_slots, supported_flags, hva_limit, gpa_bits, max_garbage, .. } =
+            Config::default();
+        memslots_config {
+            size: size_of::<memslots_config>(),
+            nr_address_spaces,
+            max_slots,
+            page_shift: host_page_shift(),
+            supported_flags,
+            sync: 0,
+            ops: null(),
+            ctx: std::ptr::null_mut(),
+            hva_limit,
+            gpa_bits,
+            max_garbage,
+        }
+    }
+
+    /// What a caller gave, with the defaults for what it does not know of.
+    ///
+    /// # Safety
+    /// NULL, or a struct of the size that it says.
+    unsafe fn read(given: *const memslots_config) -> Result<memslots_config> {
+        let mut config = Self::defaults();
+        if given.is_null() {
+            return Ok(config);
+        }
+        // SAFETY: the caller's promise; the size comes first.
+        let size = unsafe { (*given).size };
+        if size < SMALLEST_CONFIG {
+            return Err(Errno::EINVAL);
+        }
+        if size > size_of::<memslots_config>() {
+            // From a newer header, with fields that we do not know.
+            return Err(Errno::E2BIG);
+        }
+        // SAFETY: `size` bytes are there, and we have room for as many; any bits are good for these fields.
+        unsafe { given.cast::<u8>().copy_to_nonoverlapping((&raw mut config).cast(), size) };
+        Ok(config)
+    }
+
+    /// # Safety
+    /// `ops` is NULL or points to live hooks.
+    unsafe fn into_config(self) -> Result<Config> {
+        // SAFETY: the caller's promise.
+        let ops = unsafe { self.ops.as_ref() };
+        let hooks = match ops {
+            Some(ops) => Some(crate::memory::try_box(Ops { ops: *ops, ctx: self.ctx })? as Box<dyn Hooks>),
+            None => None,
+        };
+        if self.sync > 1 {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Config {
+            nr_address_spaces: self.nr_address_spaces,
+            max_slots: self.max_slots,
+            page_shift: self.page_shift,
+            supported_flags: self.supported_flags,
+            sync: self.sync == 1,
+            hooks,
+            hva_limit: self.hva_limit,
+            gpa_bits: self.gpa_bits,
+            max_garbage: self.max_garbage,
+        })
+    }
+}
+
+fn host_page_shift() -> u32 {
+    // SAFETY: sysconf() has no conditions.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).ok().and_then(u64::checked_ilog2).unwrap_or(12)
+}
+
+/// C's hooks.
+struct Ops {
+    ops: memslots_ops,
+    ctx: *mut c_void,
+}
+
+// SAFETY: the header says that hooks are called on whichever thread updates, one at a time; functions and ctx are the
+// caller's to make fit for that.
+unsafe impl Send for Ops {}
+// SAFETY: as above.
+unsafe impl Sync for Ops {}
+
+impl Ops {
+    fn with_change<T>(change: &Change<'_>, call: impl FnOnce(*const memslots_change) -> T) -> T {
+        let slot = |slot: Option<&Memslot>| slot.map_or(null(), std::ptr::from_ref);
+        let change = memslots_change {
+            kind: change.kind as u32,
+            old_slot: slot(change.old_slot),
+            new_slot: slot(change.new_slot),
+        };
+        call(&change)
+    }
+}
+
+impl Hooks for Ops {
+    fn wants_flush(&self) -> bool {
+        self.ops.flush.is_some()
+    }
+
+    fn flush(&self, invalid: &Memslot) {
+        if let Some(flush) = self.ops.flush {
+            // SAFETY: the caller's function, called as the header says.
+            unsafe { flush(self.ctx, invalid) }
+        }
+    }
+
+    fn prepare(&self, change: &Change<'_>) -> Result<()> {
+        let Some(prepare) = self.ops.prepare else { return Ok(()) };
+        // SAFETY: as above.
+        match Self::with_change(change, |change| unsafe { prepare(self.ctx, change) }) {
+            0 => Ok(()),
+            refused => Err(Errno(refused.saturating_abs())),
+        }
+    }
+
+    fn cancel(&self, change: &Change<'_>) {
+        if let Some(cancel) = self.ops.cancel {
+            // SAFETY: as above.
+            Self::with_change(change, |change| unsafe { cancel(self.ctx, change) });
+        }
+    }
+
+    fn commit(&self, change: &Change<'_>) {
+        if let Some(commit) = self.ops.commit {
+            // SAFETY: as above.
+            Self::with_change(change, |change| unsafe { commit(self.ctx, change) });
+        }
+    }
+
+    fn release(&self, gone: &Memslot) {
+        if let Some(release) = self.ops.release {
+            // SAFETY: as above.
+            unsafe { release(self.ctx, gone) }
+        }
+    }
+}
+
+/// Fills in the defaults, and the size. Does not block. NULL: nothing happens.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_config_init(config: *mut memslots_config) {
+    if !config.is_null() {
+        // SAFETY: the caller's struct, which is at least as large as this library's (it has the same header or a newer
+        // one).
+        unsafe { config.write(memslots_config::defaults()) };
+    }
+}
+
+/// Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
+/// memslots_free.
+///
+/// Errors: -EINVAL (a NULL `out`, a number outside of its range, a size smaller than any version's), -E2BIG (a config larger
+/// than this library knows), -ENOMEM.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut *mut memslots) -> c_int {
+    answer(|| {
+        if out.is_null() {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: the caller's struct and hooks.
+        let config = unsafe { memslots_config::read(config)?.into_config()? };
+        let table = Memslots::new(config)?;
+        let handle = crate::memory::try_box(memslots { txn: memslots_txn::none(&table), table })?;
+        // SAFETY: not NULL, and the caller's.
+        unsafe { out.write(Box::into_raw(handle)) };
+        Ok(())
+    })
+}
+
+/// Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and frees
+/// everything. NULL: nothing happens. No other thread may be inside an update, or begin one.
+///
+/// Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a section,
+/// this waits for it to end. From inside a section of the calling thread the rest, with its releases, is put off until the last
+/// reader is freed.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_free(table: *mut memslots) {
+    if !table.is_null() {
+        // SAFETY: from memslots_new, and given up here.
+        value((), || drop(unsafe { Box::from_raw(table) }));
+    }
+}
+
+/// Begins to repeat every committed change on a real VM, through KVM_SET_USER_MEMORY_REGION2 (or the first form where the
+/// kernel lacks it), in an order that the kernel accepts. Where the kernel refuses one, what was made is undone, the table
+/// stays as it was, and the kernel's errno comes out. Slots that exist are registered first. `vm_fd` stays the caller's and must
+/// stay open; -1 detaches, and the VM keeps the slots that it has.
+///
+/// An undo that the kernel refuses too leaves the VM out of step: memslots_get_stats counts it, memslots_dump names it.
+///
+/// Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EBADF, -ENOTTY (no VM), the kernel's for a slot that
+/// exists (then none of them is left there), -ENOMEM, -EDEADLK (inside an update of this thread), -ENOTRECOVERABLE.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_attach_kvm(table: *mut memslots, vm_fd: c_int) -> c_int {
+    // SAFETY: a table of the caller's, or NULL.
+    answer(|| unsafe { given(table) }?.table.attach_kvm(vm_fd))
+}
+
+/// Begins to write every change to `fd`, one readable line each, preceded by lines that make the slots that exist. The lines
+/// are what `memslots-replay` plays. `fd` stays the caller's; when it cannot be written to, the trace ends.
+///
+/// Waits for other threads' updates, and updates then wait for the write; any thread. Errors: -EINVAL (NULL), -EBADF, -EDEADLK
+/// (inside an update of this thread), -ENOTRECOVERABLE.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_trace_start(table: *mut memslots, fd: c_int) -> c_int {
+    // SAFETY: a table of the caller's, or NULL.
+    answer(|| unsafe { given(table) }?.table.trace_start(fd))
+}
+
+/// Ends the trace. Where there is none, nothing happens. Waits for other threads' updates; any thread.
+///
+/// Errors: -EINVAL (NULL), -EDEADLK (inside an update of this thread), -ENOTRECOVERABLE.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_trace_stop(table: *mut memslots) -> c_int {
+    // SAFETY: a table of the caller's, or NULL.
+    answer(|| unsafe { given(table) }?.table.trace_stop())
+}
+
+/// The version of the library that is linked, as in "0.1.0". Never NULL; valid for ever. Does not block; any thread.
+#[no_mangle]
+pub extern "C" fn memslots_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}

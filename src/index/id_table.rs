@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The radix table of 16-bit ids, persistent like the trees, which also knows the lowest free id.
+//!
+//! May not know what its words stand for. Five bits a level, and as many levels as the largest id asks for: up to 32
+//! ids are one node of five lines, 32,764 are three levels.
+
+use super::pool::{lines_of, LINE};
+use super::{Editor, Head};
+use std::mem::size_of;
+use std::ptr::{null, null_mut, NonNull};
+
+const BITS: u32 = 5;
+const WIDTH: usize = 1 << BITS;
+
+/// Levels that 65,536 ids take.
+const MAX_LEVELS: usize = 4;
+
+#[repr(C, align(64))]
+pub(crate) struct IdNode {
+    head: Head,
+    /// Bit i: no id below child i is free.
+    full: u32,
+    words: [*mut u8; WIDTH],
+}
+
+const NODE_LINES: usize = lines_of(size_of::<IdNode>());
+
+/// A table at one moment; copying it is a snapshot.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct IdTable {
+    root: *const IdNode,
+}
+
+impl IdNode {
+    fn create(editor: &mut Editor, level: u8) -> NonNull<IdNode> {
+        let node = editor.pool.alloc(NODE_LINES).cast::<IdNode>();
+        let head = Head::new(editor.stamp, NODE_LINES, level, WIDTH as u8);
+        // SAFETY: fresh memory of that many lines.
+        unsafe { node.write(IdNode { head, full: 0, words: [null_mut(); WIDTH] }) };
+        node
+    }
+
+    fn child(&self, index: usize) -> Option<NonNull<IdNode>> {
+        debug_assert!(self.head.level > 0);
+        NonNull::new(self.words[index].cast())
+    }
+
+    /// Puts a word in, or takes one out (null), and keeps count.
+    fn set(&mut self, index: usize, word: *mut u8) {
+        self.head.len += word.is_null() as u8 ^ 1;
+        self.head.len -= self.words[index].is_null() as u8 ^ 1;
+        self.words[index] = word;
+    }
+
+    fn set_full(&mut self, index: usize, full: bool) {
+        self.full = self.full & !(1 << index) | (full as u32) << index;
+    }
+
+    /// This node, or the copy of it that this update owns.
+    ///
+    /// # Safety
+    /// `node` is part of the editor's working copy, and the caller puts the result in its place.
+    unsafe fn owned(node: NonNull<IdNode>, editor: &mut Editor) -> NonNull<IdNode> {
+        // SAFETY: part of the working copy, so alive.
+        let old = unsafe { node.as_ref() };
+        old.head.check();
+        if editor.owns(&old.head) {
+            return node;
+        }
+        let mut copy = IdNode::create(editor, old.head.level);
+        // SAFETY: fresh, and nobody else's.
+        let at = unsafe { copy.as_mut() };
+        (at.full, at.words, at.head.len) = (old.full, old.words, old.head.len);
+        // SAFETY: the copy takes its place.
+        unsafe { editor.drop_object(node.cast()) };
+        copy
+    }
+}
+
+fn index_of(id: u16, level: u8) -> usize {
+    (id as usize >> (level as u32 * BITS)) % WIDTH
+}
+
+impl IdTable {
+    pub(crate) const EMPTY: IdTable = IdTable { root: null() };
+
+    /// Bytes that `edits` changes can allocate at most: a copied node and a new one on each level.
+    pub(crate) const fn bytes_to_edit(edits: usize) -> usize {
+        edits * 2 * MAX_LEVELS * NODE_LINES * LINE
+    }
+
+    fn root(&self) -> Option<NonNull<IdNode>> {
+        NonNull::new(self.root.cast_mut())
+    }
+
+    /// The word of an id, or null.
+    ///
+    /// # Safety
+    /// The table's nodes are alive.
+    #[inline(always)]
+    pub(crate) unsafe fn get(&self, id: u16) -> *mut u8 {
+        // SAFETY: null or alive.
+        let Some(mut node) = (unsafe { self.root.as_ref() }) else {
+            return null_mut();
+        };
+        node.head.check();
+        let mut level = node.head.level as u32;
+        if id as usize >> (level * BITS) >= WIDTH {
+            return null_mut();
+        }
+        loop {
+            let word = node.words[(id as usize >> (level * BITS)) % WIDTH];
+            if level == 0 || word.is_null() {
+                return word;
+            }
+            level -= 1;
+            // SAFETY: words above level 0 are live nodes.
+            node = unsafe { &*word.cast::<IdNode>() };
+        }
+    }
+
+    /// The lowest id without a word: `WIDTH.pow(levels)` where all that there is room for have one.
+    ///
+    /// # Safety
+    /// The table's nodes are alive.
+    pub(crate) unsafe fn lowest_free(&self) -> usize {
+        let mut next = self.root();
+        let mut id = 0;
+        while let Some(node) = next {
+            // SAFETY: alive, by the caller's promise.
+            let at = unsafe { node.as_ref() };
+            let index = at.full.trailing_ones() as usize;
+            id += index << (at.head.level as u32 * BITS);
+            if index == WIDTH || at.head.level == 0 {
+                return id;
+            }
+            next = at.child(index);
+        }
+        id
+    }
+
+    /// Gives an id a word, which is not null.
+    ///
+    /// # Safety
+    /// The editor's working copy is what this table is part of, and `bytes_to_edit` are reserved.
+    pub(crate) unsafe fn set(&mut self, editor: &mut Editor, id: u16, word: *mut u8) {
+        debug_assert!(!word.is_null());
+        let level = id.checked_ilog2().unwrap_or(0) / BITS;
+        let mut root = self.root().unwrap_or_else(|| IdNode::create(editor, level as u8));
+        // SAFETY: the root is part of the working copy.
+        while id as usize >> (unsafe { root.as_ref() }.head.level as u32 * BITS) >= WIDTH {
+            root = grown(editor, root);
+        }
+        // SAFETY: as above.
+        self.root = unsafe { set_below(editor, root, id, word) }.as_ptr();
+    }
+
+    /// Takes an id's word away. It has one.
+    ///
+    /// # Safety
+    /// As `set`.
+    pub(crate) unsafe fn clear(&mut self, editor: &mut Editor, id: u16) {
+        let root = self.root().expect("the id is there");
+        // SAFETY: the root is part of the working copy.
+        let mut root = unsafe { clear_below(editor, root, id) };
+        while let Some(node) = root {
+            // SAFETY: as above.
+            let at = unsafe { node.as_ref() };
+            if at.head.level == 0 || at.head.len > 1 || at.words[0].is_null() {
+                break;
+            }
+            root = at.child(0);
+            // SAFETY: its only child has taken its place.
+            unsafe { editor.drop_object(node.cast()) };
+        }
+        self.root = root.map_or(null(), |root| root.as_ptr());
+    }
+
+    /// Calls `visit` for every node, children first, passing by the subtrees for which `stop` says so.
+    ///
+    /// # Safety
+    /// The caller has let go of the table; `visit` may free.
+    pub(crate) unsafe fn for_each_node(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
+        if let Some(root) = self.root() {
+            // SAFETY: alive until visited.
+            unsafe { walk_nodes(root, stop, visit) };
+        }
+    }
+}
+
+/// A root above `root`, with room for 32 times as many ids.
+fn grown(editor: &mut Editor, root: NonNull<IdNode>) -> NonNull<IdNode> {
+    // SAFETY: part of the working copy, so alive.
+    let below = unsafe { root.as_ref() };
+    let mut above = IdNode::create(editor, below.head.level + 1);
+    // SAFETY: fresh, and nobody else's.
+    let at = unsafe { above.as_mut() };
+    at.set(0, root.as_ptr().cast());
+    at.set_full(0, below.full == u32::MAX);
+    above
+}
+
+/// # Safety
+/// As `IdTable::set`; `node` is part of the working copy. The caller puts the result in its place.
+unsafe fn set_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16, word: *mut u8) -> NonNull<IdNode> {
+    // SAFETY: the caller's promise.
+    let mut owned = unsafe { IdNode::owned(node, editor) };
+    // SAFETY: owned by this update, so nobody else's.
+    let at = unsafe { owned.as_mut() };
+    let index = index_of(id, at.head.level);
+    if at.head.level == 0 {
+        at.set(index, word);
+        at.set_full(index, true);
+        return owned;
+    }
+    let child = at.child(index).unwrap_or_else(|| IdNode::create(editor, at.head.level - 1));
+    // SAFETY: a child of the working copy, or new.
+    let child = unsafe { set_below(editor, child, id, word) };
+    at.set(index, child.as_ptr().cast());
+    // SAFETY: part of the working copy.
+    at.set_full(index, unsafe { child.as_ref() }.full == u32::MAX);
+    owned
+}
+
+/// Gives what stands in the node's place: nothing where nothing is left in it.
+///
+/// # Safety
+/// As `set_below`.
+unsafe fn clear_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16) -> Option<NonNull<IdNode>> {
+    // SAFETY: the caller's promise.
+    let mut owned = unsafe { IdNode::owned(node, editor) };
+    // SAFETY: owned by this update, so nobody else's.
+    let at = unsafe { owned.as_mut() };
+    let index = index_of(id, at.head.level);
+    let below = match at.head.level {
+        0 => null_mut(),
+        // SAFETY: a child of the working copy.
+        _ => unsafe { clear_below(editor, at.child(index).expect("the id is there"), id) }
+            .map_or(null_mut(), |child| child.as_ptr().cast()),
+    };
+    at.set(index, below);
+    at.set_full(index, false);
+    if at.head.len > 0 {
+        return Some(owned);
+    }
+    // SAFETY: the table lets go of it here.
+    unsafe { editor.drop_object(owned.cast()) };
+    None
+}
+
+/// # Safety
+/// The nodes are alive until visited.
+unsafe fn walk_nodes(node: NonNull<IdNode>, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
+    // SAFETY: not visited yet.
+    let at = unsafe { node.as_ref() };
+    if stop(&at.head) {
+        return;
+    }
+    if at.head.level > 0 {
+        for index in 0..WIDTH {
+            if let Some(child) = at.child(index) {
+                // SAFETY: as above.
+                unsafe { walk_nodes(child, stop, visit) };
+            }
+        }
+    }
+    visit(node.cast());
+}

@@ -1,0 +1,511 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The B+tree of page ranges, persistent: an update copies the nodes on its path and leaves the old ones to readers.
+//!
+//! May not know how a node is laid out (`node.rs`), nor what its words stand for. One tree serves two indexes:
+//! ranges that never overlap (gfn), and ranges that may, in the order (start, tie) where the tie is the word of a leaf
+//! (hva, by slot id). `MULTI` says which.
+//!
+//! Bounds: a leaf holds at most `LEAF_MAX` entries, and up to `MAX_ENTRIES` while it is the root, for one flat node
+//! beats a tree up to there. A node other than those at the tree's right edge is at least a quarter full. Nodes split
+//! in halves, except at the right edge, where the left one stays full: ascending insertion leaves full nodes.
+
+use super::node::{node_lines, Entry, Node, Page, MAX_ENTRIES};
+use super::pool::LINE;
+use super::{Editor, Head};
+use std::ptr::{null, NonNull};
+
+/// Entries of a leaf. Smaller than inner nodes: an update copies a leaf for each tree, and half of it is wide enough.
+const LEAF_MAX: usize = 32;
+
+/// Levels that a tree of 65,535 ranges can have, with room to spare: 8 entries a leaf, 14 an inner node, are five.
+pub(crate) const MAX_LEVELS: usize = 8;
+
+/// A tree at one moment; copying it is a snapshot. Does not own its nodes: its table does.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RangeTree<const MULTI: bool> {
+    root: *const Node,
+    /// One past the largest page in any range; 0 where there is none. No page from here on is searched for.
+    end: u64,
+}
+
+/// Where an entry goes: its start, and its tie where starts may be equal.
+#[derive(Clone, Copy)]
+struct Key {
+    start: u64,
+    tie: usize,
+}
+
+fn max_len(level: u8) -> usize {
+    match level {
+        0 => LEAF_MAX,
+        _ => MAX_ENTRIES,
+    }
+}
+
+/// Neighbours that together hold no more than this become one node; more, and they share.
+fn merge_len(level: u8) -> usize {
+    max_len(level) * 3 / 4
+}
+
+fn min_len(level: u8) -> usize {
+    max_len(level) / 4
+}
+
+impl<const MULTI: bool> RangeTree<MULTI> {
+    pub(crate) const EMPTY: Self = RangeTree { root: null(), end: 0 };
+
+    fn root(&self) -> Option<NonNull<Node>> {
+        NonNull::new(self.root.cast_mut())
+    }
+
+    fn levels(&self) -> usize {
+        // SAFETY: the root of a tree that someone may read is alive.
+        self.root().map_or(0, |root| unsafe { root.as_ref() }.head.level as usize + 1)
+    }
+
+    /// Bytes that `edits` changes of one entry each can allocate at most.
+    pub(crate) fn bytes_to_edit(&self, edits: usize) -> usize {
+        // SAFETY: as in levels().
+        let root_len = self.root().map_or(0, |root| unsafe { root.as_ref() }.len());
+        let node = match self.levels() {
+            0 | 1 => node_lines((root_len + edits).next_multiple_of(8).min(MAX_ENTRIES)),
+            _ => node_lines(MAX_ENTRIES),
+        };
+        // On each level a node is copied, may be copied again with more room, and a neighbour is made or copied; then
+        // there may be a new root.
+        edits * (3 * self.levels() + 2) * node * LINE
+    }
+
+    // ---- looking ----
+
+    /// The first entry, in order, that reaches `page`: the leaf and the index in it.
+    ///
+    /// # Safety
+    /// The tree's nodes are alive.
+    #[inline(always)]
+    pub(crate) unsafe fn first_reaching(&self, page: u64) -> Option<(&Node, usize)> {
+        if page >= self.end {
+            return None;
+        }
+        let page = Page::new(page);
+        // SAFETY: `end` is not 0, so there is a root.
+        let mut node = unsafe { &*self.root };
+        loop {
+            // SAFETY: `page` is below `end`, so some entry of the root reaches it; and in an inner node's entry that
+            // does, so does one of the child's, since the entry's last is the largest below it.
+            let index = unsafe { node.first_reaching(page) };
+            if node.is_leaf() {
+                return Some((node, index));
+            }
+            // SAFETY: first_reaching() answers with an index of an entry, and inner entries' words are live nodes.
+            node = unsafe { &*node.pair(index).word.cast::<Node>() };
+        }
+    }
+
+    /// The last entry that starts at or below `page`. For ranges that do not overlap.
+    ///
+    /// # Safety
+    /// The tree's nodes are alive.
+    pub(crate) unsafe fn last_from(&self, page: u64) -> Option<Entry> {
+        let mut node = self.root()?;
+        loop {
+            // SAFETY: the root or a child: alive.
+            let at = unsafe { node.as_ref() };
+            let index = at.pairs().partition_point(|pair| pair.start <= page).checked_sub(1)?;
+            if at.is_leaf() {
+                return Some(at.entry(index));
+            }
+            node = at.child(index);
+        }
+    }
+
+    /// The entry with the smallest start.
+    ///
+    /// # Safety
+    /// The tree's nodes are alive.
+    pub(crate) unsafe fn first(&self) -> Option<Entry> {
+        // SAFETY: the caller's promise.
+        self.root().map(|root| unsafe { first_entry(root) })
+    }
+
+    // ---- changing ----
+
+    fn key(entry: Entry) -> Key {
+        Key { start: entry.start, tie: if MULTI { entry.word as usize } else { 0 } }
+    }
+
+    /// Puts an entry in. Where ranges may not overlap, it overlaps none.
+    ///
+    /// # Safety
+    /// The editor's working copy is what this tree is part of, and `bytes_to_edit` are reserved.
+    pub(crate) unsafe fn insert(&mut self, editor: &mut Editor, entry: Entry) {
+        self.end = self.end.max(entry.last + 1);
+        let Some(root) = self.root() else {
+            let mut root = Node::create(editor, 0, 1);
+            // SAFETY: fresh, and nobody else's.
+            unsafe { root.as_mut() }.insert(0, entry);
+            self.root = root.as_ptr();
+            return;
+        };
+        // SAFETY: the working copy's root is alive.
+        let (left, right) = unsafe { Self::insert_below(editor, root, entry, true, true) };
+        self.root = match right {
+            None => left.as_ptr(),
+            Some(right) => new_root(editor, left, right).as_ptr(),
+        };
+    }
+
+    /// Inserts below `node` and gives what stands in its place: itself or its copy, and a new right neighbour where
+    /// it had to split.
+    ///
+    /// # Safety
+    /// As `insert`; `node` is part of the working copy.
+    unsafe fn insert_below(
+        editor: &mut Editor,
+        node: NonNull<Node>,
+        entry: Entry,
+        is_root: bool,
+        right_edge: bool,
+    ) -> (NonNull<Node>, Option<NonNull<Node>>) {
+        // SAFETY: part of the working copy, so alive.
+        let (len, level) = unsafe { (node.as_ref().len(), node.as_ref().head.level) };
+        let limit = if is_root { MAX_ENTRIES } else { max_len(level) };
+        // SAFETY: as above.
+        let index = unsafe { Self::position(node, Self::key(entry)) };
+        if level == 0 {
+            // SAFETY: as above.
+            return unsafe { insert_entry(editor, node, index, entry, limit, right_edge) };
+        }
+        let index = index.saturating_sub(1);
+        // SAFETY: as above.
+        let child = unsafe { node.as_ref() }.child(index);
+        // SAFETY: a child is part of the working copy too.
+        let (left, right) = unsafe { Self::insert_below(editor, child, entry, false, right_edge && index + 1 == len) };
+        // SAFETY: the caller puts the result in the node's place.
+        let mut owned = unsafe { Node::owned(node, editor, len) };
+        // SAFETY: owned by this update, so nobody else's.
+        unsafe { owned.as_mut() }.replace(index, entry_of(left));
+        match right {
+            None => (owned, None),
+            // SAFETY: as above.
+            Some(right) => unsafe { insert_entry(editor, owned, index + 1, entry_of(right), limit, right_edge) },
+        }
+    }
+
+    /// Takes an entry out. It is there.
+    ///
+    /// # Safety
+    /// As `insert`.
+    pub(crate) unsafe fn remove(&mut self, editor: &mut Editor, entry: Entry) {
+        let root = self.root().expect("the entry is there");
+        // SAFETY: the working copy's root is alive.
+        let mut root = unsafe { Self::remove_below(editor, root, Self::key(entry)) };
+        // SAFETY: what remove_below() gives is part of the working copy.
+        while let (1, false) = unsafe { (root.as_ref().len(), root.as_ref().is_leaf()) } {
+            // SAFETY: as above; the only child takes the root's place.
+            unsafe {
+                let child = root.as_ref().child(0);
+                editor.drop_object(root.cast());
+                root = child;
+            }
+        }
+        // SAFETY: as above.
+        if unsafe { root.as_ref().len() } == 0 {
+            // SAFETY: the tree lets go of it here.
+            unsafe { editor.drop_object(root.cast()) };
+            *self = Self::EMPTY;
+            return;
+        }
+        self.root = root.as_ptr();
+        // SAFETY: as above.
+        self.end = unsafe { root.as_ref().max_last() } + 1;
+    }
+
+    /// Removes below `node`, and gives what stands in its place.
+    ///
+    /// # Safety
+    /// As `insert`; `node` is part of the working copy.
+    unsafe fn remove_below(editor: &mut Editor, node: NonNull<Node>, key: Key) -> NonNull<Node> {
+        // SAFETY: part of the working copy, so alive.
+        let (len, level) = unsafe { (node.as_ref().len(), node.as_ref().head.level) };
+        // SAFETY: as above.
+        let index = unsafe { Self::position(node, key) };
+        // SAFETY: as above; the caller puts the result in the node's place.
+        let mut owned = unsafe { Node::owned(node, editor, len) };
+        // SAFETY: owned by this update, so nobody else's.
+        let at = unsafe { owned.as_mut() };
+        if level == 0 {
+            debug_assert!(index < len && at.pairs()[index].start == key.start, "the entry is there");
+            at.remove(index);
+            return owned;
+        }
+        let index = index.checked_sub(1).expect("the entry is there");
+        // SAFETY: a child is part of the working copy.
+        let child = unsafe { Self::remove_below(editor, at.child(index), key) };
+        // SAFETY: as above.
+        let child_len = unsafe { child.as_ref().len() };
+        if child_len == 0 {
+            at.remove(index);
+            // SAFETY: the tree has just let go of it.
+            unsafe { editor.drop_object(child.cast()) };
+            return owned;
+        }
+        at.replace(index, entry_of(child));
+        if child_len < min_len(level - 1) && at.len() > 1 {
+            // SAFETY: the parent is owned, its children are part of the working copy.
+            unsafe { balance(editor, at, index.min(at.len() - 2)) };
+        }
+        owned
+    }
+
+    /// Gives an entry another word. It is there, and its start, last and tie stay what they are.
+    ///
+    /// # Safety
+    /// As `insert`.
+    pub(crate) unsafe fn set_word(&mut self, editor: &mut Editor, entry: Entry) {
+        debug_assert!(!MULTI, "where ranges may overlap, the word is the tie");
+        let root = self.root().expect("the entry is there");
+        // SAFETY: the working copy's root is alive.
+        self.root = unsafe { Self::set_word_below(editor, root, entry) }.as_ptr();
+    }
+
+    /// # Safety
+    /// As `insert`; `node` is part of the working copy.
+    unsafe fn set_word_below(editor: &mut Editor, node: NonNull<Node>, entry: Entry) -> NonNull<Node> {
+        // SAFETY: part of the working copy; the caller puts the result in its place.
+        let mut owned = unsafe { Node::owned(node, editor, node.as_ref().len()) };
+        // SAFETY: as above.
+        let index = unsafe { Self::position(owned, Self::key(entry)) };
+        // SAFETY: owned by this update, so nobody else's.
+        let at = unsafe { owned.as_mut() };
+        if at.is_leaf() {
+            debug_assert_eq!(at.pairs()[index].start, entry.start, "the entry is there");
+            at.replace(index, entry);
+            return owned;
+        }
+        let index = index - 1;
+        let mut inner = at.entry(index);
+        // SAFETY: a child is part of the working copy.
+        inner.word = unsafe { Self::set_word_below(editor, at.child(index), entry) }.as_ptr().cast();
+        at.replace(index, inner);
+        owned
+    }
+
+    /// In a leaf: how many entries come before the key. In an inner node: how many children start at or before it.
+    ///
+    /// # Safety
+    /// The node and those below it are alive.
+    unsafe fn position(node: NonNull<Node>, key: Key) -> usize {
+        // SAFETY: the caller's promise.
+        let node = unsafe { node.as_ref() };
+        let pairs = node.pairs();
+        let below = pairs.partition_point(|pair| pair.start < key.start);
+        let equal = pairs[below..].iter().take_while(|pair| pair.start == key.start);
+        if !MULTI {
+            return below + if node.is_leaf() { 0 } else { equal.count() };
+        }
+        // SAFETY: as above. Equal starts are rare, so that looking below them is, too.
+        below + equal.take_while(|pair| unsafe { tie_of(node, pair.word) } < key.tie + !node.is_leaf() as usize).count()
+    }
+
+    // ---- the whole tree ----
+
+    /// Calls `visit` for every node, children first, passing by the subtrees for which `stop` says so.
+    ///
+    /// # Safety
+    /// The caller has let go of the tree; `visit` may free.
+    pub(crate) unsafe fn for_each_node(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
+        if let Some(root) = self.root() {
+            // SAFETY: alive until visited.
+            unsafe { walk_nodes(root, stop, visit) };
+        }
+    }
+}
+
+/// Calls `visit` for every node, children first, passing by the subtrees for which `stop` says so.
+///
+/// # Safety
+/// The nodes are alive until visited.
+unsafe fn walk_nodes(node: NonNull<Node>, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
+    // SAFETY: not visited yet.
+    let at = unsafe { node.as_ref() };
+    if stop(&at.head) {
+        return;
+    }
+    if !at.is_leaf() {
+        for index in 0..at.len() {
+            // SAFETY: as above.
+            unsafe { walk_nodes(at.child(index), stop, visit) };
+        }
+    }
+    visit(node.cast());
+}
+
+/// # Safety
+/// The node and those below it are alive.
+unsafe fn first_entry(mut node: NonNull<Node>) -> Entry {
+    loop {
+        // SAFETY: the caller's promise.
+        let at = unsafe { node.as_ref() };
+        if at.is_leaf() {
+            return at.entry(0);
+        }
+        node = at.child(0);
+    }
+}
+
+/// The tie of an entry: its word, or that of the first entry below it.
+///
+/// # Safety
+/// `word` stands in the live node `node`.
+unsafe fn tie_of(node: &Node, word: *mut u8) -> usize {
+    match NonNull::new(word.cast::<Node>()) {
+        // SAFETY: words of inner nodes are live nodes.
+        Some(child) if !node.is_leaf() => unsafe { first_entry(child) }.word as usize,
+        _ => word as usize,
+    }
+}
+
+/// What a parent says of a node.
+fn entry_of(node: NonNull<Node>) -> Entry {
+    // SAFETY: called on nodes of the working copy, which are alive.
+    let at = unsafe { node.as_ref() };
+    Entry { start: at.pairs()[0].start, last: at.max_last(), word: node.as_ptr().cast() }
+}
+
+fn new_root(editor: &mut Editor, left: NonNull<Node>, right: NonNull<Node>) -> NonNull<Node> {
+    // SAFETY: part of the working copy, so alive.
+    let level = unsafe { left.as_ref().head.level } + 1;
+    debug_assert!((level as usize) < MAX_LEVELS);
+    let mut root = Node::create(editor, level, 2);
+    // SAFETY: fresh, and nobody else's.
+    let at = unsafe { root.as_mut() };
+    at.insert(0, entry_of(left));
+    at.insert(1, entry_of(right));
+    root
+}
+
+/// Puts an entry into a node, splitting it where it is full; gives what stands in the node's place.
+///
+/// # Safety
+/// As `RangeTree::insert`; `node` is part of the working copy.
+unsafe fn insert_entry(
+    editor: &mut Editor,
+    node: NonNull<Node>,
+    index: usize,
+    entry: Entry,
+    limit: usize,
+    right_edge: bool,
+) -> (NonNull<Node>, Option<NonNull<Node>>) {
+    // SAFETY: part of the working copy, so alive.
+    let (len, level) = unsafe { (node.as_ref().len(), node.as_ref().head.level) };
+    // SAFETY: the caller puts the result in the node's place.
+    let mut left = unsafe { Node::owned(node, editor, (len + 1).min(limit)) };
+    // SAFETY: owned by this update, so nobody else's.
+    let at = unsafe { left.as_mut() };
+    if len < limit {
+        at.insert(index, entry);
+        return (left, None);
+    }
+    let keep = match right_edge && index == len {
+        true => max_len(level).min(len),
+        false => len / 2,
+    };
+    let mut right = at.split_off(editor, keep, len - keep + 1);
+    match index <= keep && keep < max_len(level) {
+        true => at.insert(index, entry),
+        // SAFETY: fresh, and nobody else's.
+        false => unsafe { right.as_mut() }.insert(index - keep, entry),
+    }
+    (left, Some(right))
+}
+
+/// Makes one node of the children at `index` and `index + 1`, or lets them share their entries.
+///
+/// # Safety
+/// `parent` is owned by this update.
+unsafe fn balance(editor: &mut Editor, parent: &mut Node, index: usize) {
+    let (left, right) = (parent.child(index), parent.child(index + 1));
+    // SAFETY: children of the working copy are alive.
+    let (left_len, right_len, level) = unsafe { (left.as_ref().len(), right.as_ref().len(), left.as_ref().head.level) };
+    let total = left_len + right_len;
+    if total <= merge_len(level) {
+        // SAFETY: the results take the children's places below; the right one's entries have moved when it goes.
+        unsafe {
+            let mut left = Node::owned(left, editor, total);
+            left.as_mut().append(right.as_ref());
+            parent.replace(index, entry_of(left));
+            parent.remove(index + 1);
+            editor.drop_object(right.cast());
+        }
+        return;
+    }
+    let half = total / 2;
+    // SAFETY: as above.
+    let (mut left, mut right) = unsafe {
+        (Node::owned(left, editor, half.max(left_len)), Node::owned(right, editor, (total - half).max(right_len)))
+    };
+    // SAFETY: both are owned by this update now, and two.
+    let (l, r) = unsafe { (left.as_mut(), right.as_mut()) };
+    match left_len < half {
+        true => l.take_front_of(r, half - left_len),
+        false => l.give_back_to(r, left_len - half),
+    }
+    parent.replace(index, entry_of(left));
+    parent.replace(index + 1, entry_of(right));
+}
+
+// ---- walking ----
+
+/// A place in a tree, with the way to it. Walks one tree in order; knows how to pass by what does not reach a page.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Cursor {
+    nodes: [*const Node; MAX_LEVELS],
+    indices: [u8; MAX_LEVELS],
+    /// Of the node whose next entry is looked at; `levels` where the walk is over.
+    level: u8,
+    levels: u8,
+}
+
+impl Cursor {
+    /// A walk over all of a tree, from its start.
+    pub(crate) fn new<const MULTI: bool>(tree: &RangeTree<MULTI>) -> Cursor {
+        let levels = tree.levels();
+        let mut cursor =
+            Cursor { nodes: [null(); MAX_LEVELS], indices: [0; MAX_LEVELS], level: levels as u8, levels: levels as u8 };
+        if levels > 0 {
+            cursor.level -= 1;
+            cursor.nodes[levels - 1] = tree.root;
+        }
+        cursor
+    }
+
+    /// The next entry that reaches `page`, in order.
+    ///
+    /// # Safety
+    /// The nodes of the tree that the walk began on are alive.
+    pub(crate) unsafe fn next_reaching(&mut self, page: u64) -> Option<Entry> {
+        if page >= 1 << 52 {
+            return None;
+        }
+        while self.level < self.levels {
+            let level = self.level as usize;
+            // SAFETY: the walk is not over, so the level has a node, of the tree that is alive.
+            let node = unsafe { &*self.nodes[level] };
+            let Some(index) = node.next_reaching(self.indices[level] as usize, Page::new(page)) else {
+                self.level += 1;
+                continue;
+            };
+            self.indices[level] = index as u8 + 1;
+            if level == 0 {
+                return Some(node.entry(index));
+            }
+            self.nodes[level - 1] = node.child(index).as_ptr();
+            self.indices[level - 1] = 0;
+            self.level -= 1;
+        }
+        None
+    }
+}

@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Reading: sections, lookups with a last-used slot, iterators, and the hva cache of a device.
+//!
+//! May not know how updates are made. A reader waits for nobody and takes no lock once it is made; inside a section it
+//! writes only what is its own.
+//!
+//! **The last-used slot** is kept by value, with the number of the publication that it came from. While that is current, an
+//! access to the same slot is answered by one load and two compares. A miss in a hole leaves it alone, as in the
+//! kernel (`docs/kernel-semantics.md`, section 6).
+
+use crate::index::range_tree::Cursor;
+use crate::shared::{Presence, Shared};
+use crate::slot::{Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result};
+use crate::snapshot::{Published, Record, Space};
+use crossbeam_epoch::{Guard, LocalHandle};
+use std::cell::Cell;
+use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// What a hit needs, on one line at the start of a reader: the C header's inline lookup knows this layout
+/// (`struct memslots_reader_hot`).
+#[repr(C, align(64))]
+struct Hot {
+    /// The current publication's number.
+    seq: *const AtomicU64,
+    /// The publication that `slot` came from; 0 before the first.
+    cached_seq: Cell<u64>,
+    base_gfn: Cell<u64>,
+    npages: Cell<u64>,
+    slot: Cell<*const Memslot>,
+    /// Of the slot, so that it takes one compare.
+    as_id: Cell<u32>,
+    /// Sections open, one inside the other.
+    depth: Cell<u32>,
+    misses: Cell<u64>,
+    sections: Cell<u64>,
+}
+
+/// One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
+#[repr(C)]
+pub struct Reader {
+    hot: Hot,
+    presence: Box<Presence>,
+    guard: Cell<Option<Guard>>,
+    /// Dropped before `shared`, of whose collector it is a part.
+    handle: ManuallyDrop<LocalHandle>,
+    shared: Arc<Shared>,
+}
+
+// SAFETY: nothing in a reader has a tie to the thread that made it (a LocalHandle and its guard use no thread-local
+// storage), and a Section borrows it, so that it cannot be sent away while one is open. It is not Sync.
+unsafe impl Send for Reader {}
+
+impl Reader {
+    pub(crate) fn new(shared: Arc<Shared>) -> Result<Reader> {
+        let presence = crate::memory::try_box(Presence::new())?;
+        let handle = ManuallyDrop::new(shared.join(NonNull::from(&*presence))?);
+        let hot = Hot {
+            seq: &shared.current.seq,
+            cached_seq: Cell::new(0),
+            base_gfn: Cell::new(0),
+            npages: Cell::new(0),
+            slot: Cell::new(std::ptr::null()),
+            as_id: Cell::new(0),
+            depth: Cell::new(0),
+            misses: Cell::new(0),
+            sections: Cell::new(0),
+        };
+        Ok(Reader { hot, presence, guard: Cell::new(None), handle, shared })
+    }
+
+    /// Opens a read-side section. What is found in it stays valid until it ends; sections nest, and the outermost counts.
+    /// Never waits.
+    #[inline]
+    pub fn lock(&self) -> Section<'_> {
+        self.enter();
+        Section { reader: self, leave: true }
+    }
+
+    #[inline(always)]
+    pub(crate) fn enter(&self) {
+        let depth = self.hot.depth.get();
+        if depth == 0 {
+            self.guard.set(Some(self.handle.pin()));
+            self.presence.begin(self.seq());
+            self.hot.sections.set(self.hot.sections.get() + 1);
+        }
+        self.hot.depth.set(depth + 1);
+    }
+
+    /// Ends a section. False where none is open.
+    #[inline(always)]
+    pub(crate) fn leave(&self) -> bool {
+        let depth = self.hot.depth.get();
+        if depth == 0 {
+            return false;
+        }
+        self.hot.depth.set(depth - 1);
+        if depth == 1 {
+            self.presence.end();
+            self.guard.set(None);
+        }
+        true
+    }
+
+    /// The section that is open, without opening one.
+    #[inline(always)]
+    pub(crate) fn section(&self) -> Option<Section<'_>> {
+        (self.hot.depth.get() > 0).then_some(Section { reader: self, leave: false })
+    }
+
+    /// Sections opened (the outermost), and lookups that the last-used slot did not answer.
+    pub fn stats(&self) -> ReaderStats {
+        ReaderStats { sections: self.hot.sections.get(), misses: self.hot.misses.get() }
+    }
+
+    #[inline(always)]
+    fn seq(&self) -> u64 {
+        self.shared.current.seq.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn page_shift(&self) -> u32 {
+        self.shared.limits.page_shift
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        while self.leave() {}
+        self.shared.leave(NonNull::from(&*self.presence));
+        // SAFETY: not used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.handle) };
+    }
+}
+
+/// What a reader did. Kept by the reader alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReaderStats {
+    /// Sections opened, the outermost of nested ones.
+    pub sections: u64,
+    /// Lookups by gfn that the last-used slot did not answer.
+    pub misses: u64,
+}
+
+/// An open read-side section. Every lookup sees the newest publication; what it finds stays valid until the section ends.
+pub struct Section<'r> {
+    reader: &'r Reader,
+    leave: bool,
+}
+
+impl Drop for Section<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.leave {
+            self.reader.leave();
+        }
+    }
+}
+
+fn slot_of<'a>(record: NonNull<Record>) -> &'a Memslot {
+    // SAFETY: found in a publication that the section keeps alive. Callers bind the lifetime to the section's.
+    unsafe { &record.as_ref().slot }
+}
+
+impl<'r> Section<'r> {
+    /// The newest publication. Alive until the section ends.
+    #[inline(always)]
+    fn published(&self) -> &Published {
+        // SAFETY: current after the section began, and so kept until it ends.
+        unsafe { &*self.reader.shared.current.root().as_ptr() }
+    }
+
+    #[inline(always)]
+    fn space(&self, as_id: u16) -> Option<&Space> {
+        self.published().space(as_id)
+    }
+
+    /// The slot that holds a frame. A slot that is being deleted or moved is found with `INVALID` set.
+    #[inline(always)]
+    pub fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+        let hot = &self.reader.hot;
+        let hit = hot.cached_seq.get() == self.reader.seq()
+            && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get()
+            && hot.as_id.get() == as_id as u32;
+        if hit {
+            // SAFETY: found in the publication that is still current after this section began, so the section keeps it.
+            return Some(unsafe { &*hot.slot.get() });
+        }
+        self.find_gfn_slow(as_id, gfn)
+    }
+
+    /// The lookup itself, and the new last-used slot.
+    #[inline]
+    fn find_gfn_slow(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+        let hot = &self.reader.hot;
+        hot.misses.set(hot.misses.get() + 1);
+        let published = self.published();
+        // SAFETY: the section keeps the publication.
+        let found = unsafe { published.space(as_id)?.find_gfn(gfn) }?;
+        let slot = slot_of(found.record);
+        hot.cached_seq.set(published.seq);
+        hot.base_gfn.set(found.base_gfn);
+        hot.npages.set(found.npages);
+        hot.slot.set(slot);
+        hot.as_id.set(as_id as u32);
+        Some(slot)
+    }
+
+    /// As `find_gfn`; in a hole the slot below it, or the lowest slot where none is below. None only for an empty space.
+    pub fn find_gfn_approx(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+        // SAFETY: the section keeps the publication.
+        unsafe { self.space(as_id)?.find_gfn_approx(gfn) }.map(slot_of)
+    }
+
+    /// The slot with an id.
+    #[inline(always)]
+    pub fn find_id(&self, as_id: u16, id: u16) -> Option<&Memslot> {
+        // SAFETY: the section keeps the publication.
+        unsafe { self.space(as_id)?.find_id(id) }.map(slot_of)
+    }
+
+    /// The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id.
+    #[inline(always)]
+    pub fn find_hva(&self, as_id: u16, hva: Hva) -> Option<&Memslot> {
+        // SAFETY: the section keeps the publication.
+        unsafe { self.space(as_id)?.find_hva_page(hva.0 >> self.reader.page_shift()) }.map(slot_of)
+    }
+
+    /// Where a guest address is in this process, and how many bytes its slot goes on from there.
+    ///
+    /// # Errors
+    /// `ENOENT` in a hole, `EAGAIN` where the slot is being deleted or moved, `EROFS` for a write to a read-only slot, `EINVAL`
+    /// where there is no such address space.
+    #[inline]
+    pub fn gpa_to_hva(&self, as_id: u16, gpa: Gpa, access: Access) -> Result<(Hva, u64)> {
+        let shift = self.reader.page_shift();
+        let Some(slot) = self.find_gfn(as_id, Gfn(gpa.0 >> shift)) else {
+            return Err(self.space(as_id).map_or(Errno::EINVAL, |_| Errno::ENOENT));
+        };
+        if slot.is_invalid() {
+            return Err(Errno::EAGAIN);
+        }
+        if access == Access::Write && slot.is_readonly() {
+            return Err(Errno::EROFS);
+        }
+        let size = slot.npages << shift;
+        let offset = clamp(gpa.0 - (slot.base_gfn << shift), size);
+        Ok((Hva(slot.userspace_addr + offset), size - offset))
+    }
+
+    /// The guest address of a byte of host memory, by the slot that `find_hva` finds.
+    ///
+    /// # Errors
+    /// `ENOENT` where no slot has it, `EINVAL` where there is no such address space.
+    #[inline]
+    pub fn hva_to_gpa(&self, as_id: u16, hva: Hva) -> Result<Gpa> {
+        let space = self.space(as_id).ok_or(Errno::EINVAL)?;
+        let shift = self.reader.page_shift();
+        // SAFETY: the section keeps the publication.
+        let slot = slot_of(unsafe { space.find_hva_page(hva.0 >> shift) }.ok_or(Errno::ENOENT)?);
+        Ok(Gpa((slot.base_gfn << shift) + (hva.0 - slot.userspace_addr)))
+    }
+
+    /// The space's generation: i + k * n for space i of n; another content, another value.
+    pub fn generation(&self, as_id: u16) -> u64 {
+        self.space(as_id).map_or(0, |space| space.generation)
+    }
+
+    /// Slots in the space.
+    pub fn count(&self, as_id: u16) -> u32 {
+        self.space(as_id).map_or(0, |space| space.count)
+    }
+
+    /// Pages of all slots in the space.
+    pub fn npages(&self, as_id: u16) -> u64 {
+        self.space(as_id).map_or(0, |space| space.npages)
+    }
+
+    /// All slots, ascending by gfn, of the publication that is current now.
+    pub fn iter(&self, as_id: u16) -> Iter<'_> {
+        self.iter_gfn(as_id, Gfn(0)..Gfn(u64::MAX))
+    }
+
+    /// Exactly the slots with a frame in the range, ascending by gfn.
+    pub fn iter_gfn(&self, as_id: u16, range: Range<Gfn>) -> Iter<'_> {
+        Iter::new(self.space(as_id).and_then(|space| Walk::by_gfn(space, range)))
+    }
+
+    /// Exactly the slots with a byte in `first..=last`, ascending by hva, then by id.
+    pub fn iter_hva(&self, as_id: u16, first: Hva, last: Hva) -> Iter<'_> {
+        let shift = self.reader.page_shift();
+        let space = self.space(as_id).filter(|_| first <= last);
+        Iter::new(space.map(|space| Walk::by_hva(space, first.0 >> shift, last.0 >> shift)))
+    }
+
+    /// The requests that the slots of a space answer to, ascending by gfn: as many as there is room for. Gives how many
+    /// there are.
+    pub fn regions(&self, as_id: u16, out: &mut [Region]) -> usize {
+        let shift = self.reader.page_shift();
+        out.iter_mut().zip(self.iter(as_id)).for_each(|(region, slot)| *region = Region::of(slot, shift));
+        self.count(as_id) as usize
+    }
+
+    /// The next step of a walk that began in this section.
+    pub(crate) fn resume(&self, walk: &mut Walk) -> Option<&Memslot> {
+        // SAFETY: the section keeps the publication that the walk began on.
+        unsafe { walk.next() }.map(slot_of)
+    }
+
+    /// Which of the reader's sections this is: no two have the same number.
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.reader.hot.sections.get()
+    }
+}
+
+/// `offset` where it is below `size`, else 0, without a branch: behind a mispredicted check no guest-controlled address
+/// outside the slot is formed. The kernel does the same (`array_index_nospec`).
+#[inline(always)]
+fn clamp(offset: u64, size: u64) -> u64 {
+    let inside = offset.wrapping_sub(size) >> 63;
+    offset & inside.wrapping_neg()
+}
+
+// ---- iterators ----
+
+/// A walk over part of one publication. No lifetime: whoever holds one keeps the publication.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Walk {
+    space: *const Space,
+    cursor: Cursor,
+    /// Pages, in the order of the walk; last inclusive.
+    first: u64,
+    last: u64,
+    by_hva: bool,
+}
+
+impl Walk {
+    fn by_gfn(space: &Space, range: Range<Gfn>) -> Option<Walk> {
+        let last = range.end.0.checked_sub(1).filter(|last| range.start.0 <= *last)?;
+        Some(Walk { space, cursor: space.walk_gfn(), first: range.start.0, last, by_hva: false })
+    }
+
+    fn by_hva(space: &Space, first: u64, last: u64) -> Walk {
+        Walk { space, cursor: space.walk_hva(), first, last, by_hva: true }
+    }
+
+    /// # Safety
+    /// The publication that the walk began on is alive.
+    pub(crate) unsafe fn next(&mut self) -> Option<NonNull<Record>> {
+        // SAFETY: the caller's promise.
+        let entry = unsafe { self.cursor.next_reaching(self.first) }.filter(|entry| entry.start <= self.last)?;
+        if !self.by_hva {
+            return NonNull::new(entry.word.cast());
+        }
+        // SAFETY: the caller's promise; words of the hva tree are ids.
+        unsafe { (*self.space).find_id(entry.word as usize as u16) }
+    }
+}
+
+/// An iterator over the slots of one publication.
+pub struct Iter<'s> {
+    pub(crate) walk: Option<Walk>,
+    section: std::marker::PhantomData<&'s Memslot>,
+}
+
+impl Iter<'_> {
+    fn new(walk: Option<Walk>) -> Self {
+        Iter { walk, section: std::marker::PhantomData }
+    }
+}
+
+impl<'s> Iterator for Iter<'s> {
+    type Item = &'s Memslot;
+
+    fn next(&mut self) -> Option<&'s Memslot> {
+        // SAFETY: the section, which this borrows from, keeps the publication.
+        unsafe { self.walk.as_mut()?.next() }.map(slot_of)
+    }
+}
+
+impl std::iter::FusedIterator for Iter<'_> {}
+
+// ---- the hva cache ----
+
+/// A range of guest memory that a device keeps coming back to, such as a ring: one compare while the table is what it was.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HvaCache {
+    seq: u64,
+    hva: u64,
+    gpa: u64,
+    len: u64,
+    as_id: u32,
+    /// Not a bool: C may hand in a cache that was never filled.
+    write: u32,
+}
+
+impl HvaCache {
+    /// Looks `gpa..gpa + len` up, for the access given.
+    ///
+    /// # Errors
+    /// `ERANGE` where it is not within one slot, `EINVAL` where it is empty or wraps, otherwise as `gpa_to_hva`.
+    pub fn new(section: &Section, as_id: u16, gpa: Gpa, len: u64, access: Access) -> Result<HvaCache> {
+        if len == 0 || gpa.0.checked_add(len - 1).is_none() {
+            return Err(Errno::EINVAL);
+        }
+        let mut cache =
+            HvaCache { seq: 0, hva: 0, gpa: gpa.0, len, as_id: as_id as u32, write: (access == Access::Write) as u32 };
+        cache.refill(section)?;
+        Ok(cache)
+    }
+
+    /// Where the range is in this process; looked up again where the table has changed.
+    ///
+    /// # Errors
+    /// As `new`; the next call looks again.
+    #[inline]
+    pub fn get(&mut self, section: &Section) -> Result<Hva> {
+        if self.seq != section.reader.seq() {
+            self.refill(section)?;
+        }
+        Ok(Hva(self.hva))
+    }
+
+    fn refill(&mut self, section: &Section) -> Result<()> {
+        // The number before the lookup: what was published in between makes the entry old at once.
+        let seq = section.reader.seq();
+        self.seq = 0;
+        let access = if self.write != 0 { Access::Write } else { Access::Read };
+        let (hva, len) = section.gpa_to_hva(self.as_id as u16, Gpa(self.gpa), access)?;
+        if len < self.len {
+            return Err(Errno::ERANGE);
+        }
+        // Odd in the middle of a publication: an answer that is good now, and not kept.
+        (self.seq, self.hva) = (if seq & 1 == 0 { seq } else { 0 }, hva.0);
+        Ok(())
+    }
+}

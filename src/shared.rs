@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a table, its transactions and its readers have in common: the current publication, the update lock, who is
+//! reading, the hooks.
+//!
+//! May not know how an update is made, nor how a lookup is answered.
+//!
+//! **Locks.** The update lock (`writer`) is held for an update, from the first check to the last hook, and protects
+//! everything in [`Writer`]. The registry lock (`present`) is held for a moment, with nothing below it. Readers take
+//! neither after they were made.
+
+use crate::change::Rules;
+use crate::epoch::{Current, Domain, Lane};
+use crate::hooks::Hooks;
+use crate::index::pool::{Pool, LINE};
+use crate::index::Editor;
+use crate::kvm::Backend;
+use crate::slot::{Errno, Limits, Memslot, Result};
+use crate::snapshot::{Published, Record, RECORD_LINES};
+use crate::trace::Trace;
+use crossbeam_epoch::LocalHandle;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+/// Bytes of the calling thread's identity: a number that no other living thread has.
+pub(crate) fn this_thread() -> usize {
+    // SAFETY: pthread_self() has no conditions.
+    unsafe { libc::pthread_self() as usize }
+}
+
+/// Whether a reader is in a read-side section, and whose. On a line of its own, written by that reader alone.
+#[repr(align(64))]
+pub(crate) struct Presence {
+    /// The thread that opened the section, or 0.
+    thread: AtomicUsize,
+    /// The publication that was current then.
+    since: AtomicU64,
+}
+
+impl Presence {
+    pub(crate) fn new() -> Self {
+        Presence { thread: AtomicUsize::new(0), since: AtomicU64::new(0) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn begin(&self, seq: u64) {
+        self.since.store(seq, Ordering::Relaxed);
+        self.thread.store(this_thread(), Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    pub(crate) fn end(&self) {
+        self.thread.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The readers of a table, by their presence. The pointers are alive: a reader takes its own out before it goes.
+struct Registry(Vec<NonNull<Presence>>);
+
+// SAFETY: what is pointed to is atomics.
+unsafe impl Send for Registry {}
+
+/// A participant that whoever waits for readers without the update lock uses in turn.
+struct Waiter(LocalHandle);
+
+// SAFETY: as for `Lane`: no tie to a thread, and a mutex around it.
+unsafe impl Send for Waiter {}
+
+/// Bytes of garbage from which on every update helps the epoch on.
+const MUCH_GARBAGE: usize = 1 << 20;
+
+/// What the update lock protects.
+pub(crate) struct Writer {
+    pub(crate) pool: Pool,
+    pub(crate) lane: Lane,
+    /// The next update's stamp, never used before; see `Link`.
+    pub(crate) next_stamp: u64,
+    pub(crate) journal: Vec<crate::transaction::Staged>,
+    pub(crate) publications: u64,
+    pub(crate) backend: Option<Backend>,
+    pub(crate) trace: Option<Trace>,
+}
+
+/// See the head of this file.
+pub(crate) struct Shared {
+    pub(crate) current: Current,
+    pub(crate) limits: Limits,
+    pub(crate) sync: bool,
+    /// Bytes of garbage past which an update waits for readers; 0: none.
+    pub(crate) max_garbage: usize,
+    pub(crate) hooks: Option<Box<dyn Hooks>>,
+    pub(crate) domain: Domain,
+    present: Mutex<Registry>,
+    /// None once the table is gone.
+    waiter: Mutex<Option<Waiter>>,
+    writer: Mutex<Writer>,
+    /// The thread that holds the update lock, or 0.
+    updating: AtomicUsize,
+    /// Whether it is waiting for readers.
+    waiting: AtomicBool,
+}
+
+// SAFETY: the raw pointers inside (current publication, ripe bags) lead to objects that are only changed under the update
+// lock and only freed when no reader is left; see `epoch.rs`. Everything else is Send and Sync by itself.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+/// The first publication number of the next table. Tables are far apart, so that a number is never used twice and a cache
+/// that is used with the wrong table cannot hit.
+static NEXT_SEQ: AtomicU64 = AtomicU64::new(2);
+const SEQS_PER_TABLE: u64 = 1 << 44;
+
+impl Shared {
+    pub(crate) fn new(limits: Limits, sync: bool, max_garbage: usize, hooks: Option<Box<dyn Hooks>>) -> Result<Shared> {
+        let mut pool = Pool::new();
+        pool.reserve(Published::lines(limits.nr_address_spaces) * LINE)?;
+        let mut editor = Editor { pool: &mut pool, stamp: 0, replaced: None };
+        let mut root = Published::create(&mut editor, limits.nr_address_spaces);
+        // SAFETY: fresh, and nobody else's.
+        unsafe { root.as_mut() }.seq = NEXT_SEQ.fetch_add(SEQS_PER_TABLE, Ordering::Relaxed);
+        let domain = Domain::new();
+        let lane = Lane::new(&domain);
+        let waiter = Waiter(domain.register());
+        let writer =
+            Writer { pool, lane, next_stamp: 1, journal: Vec::new(), publications: 0, backend: None, trace: None };
+        Ok(Shared {
+            current: Current::new(root),
+            limits,
+            sync,
+            max_garbage,
+            hooks,
+            domain,
+            present: Mutex::new(Registry(Vec::new())),
+            waiter: Mutex::new(Some(waiter)),
+            writer: Mutex::new(writer),
+            updating: AtomicUsize::new(0),
+            waiting: AtomicBool::new(false),
+        })
+    }
+
+    // ---- the update lock ----
+
+    /// Takes the update lock. `EDEADLK` where this thread holds it already, or where its holder waits for a section of this
+    /// thread's; `ENOTRECOVERABLE` after a panic inside an update.
+    pub(crate) fn update(&self) -> Result<Updating<'_>> {
+        if self.is_updating() {
+            return Err(Errno::EDEADLK);
+        }
+        let writer = match self.writer.try_lock() {
+            Ok(writer) => writer,
+            Err(TryLockError::Poisoned(_)) => return Err(Errno::ENOTRECOVERABLE),
+            Err(TryLockError::WouldBlock) => self.lock_contended()?,
+        };
+        self.updating.store(this_thread(), Ordering::Relaxed);
+        Ok(Updating { shared: self, writer })
+    }
+
+    /// Whether this thread holds the update lock.
+    pub(crate) fn is_updating(&self) -> bool {
+        self.updating.load(Ordering::Relaxed) == this_thread()
+    }
+
+    fn lock_contended(&self) -> Result<MutexGuard<'_, Writer>> {
+        if !self.in_section() {
+            return self.writer.lock().map_err(|_| Errno::ENOTRECOVERABLE);
+        }
+        // This thread is in a section. Should the holder be waiting for that, neither would ever go on.
+        loop {
+            match self.writer.try_lock() {
+                Ok(writer) => return Ok(writer),
+                Err(TryLockError::Poisoned(_)) => return Err(Errno::ENOTRECOVERABLE),
+                Err(TryLockError::WouldBlock) if self.waiting.load(Ordering::Acquire) => return Err(Errno::EDEADLK),
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+    }
+
+    // ---- who is reading ----
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.present.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Adds a reader. `presence` stays where it is until `leave`.
+    pub(crate) fn join(&self, presence: NonNull<Presence>) -> Result<LocalHandle> {
+        let mut registry = self.registry();
+        registry.0.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        registry.0.push(presence);
+        Ok(self.domain.register())
+    }
+
+    pub(crate) fn leave(&self, presence: NonNull<Presence>) {
+        self.registry().0.retain(|other| *other != presence);
+    }
+
+    /// Whether this thread has a section open.
+    pub(crate) fn in_section(&self) -> bool {
+        let me = this_thread();
+        // SAFETY: in the registry, so alive.
+        self.registry().0.iter().any(|p| unsafe { p.as_ref() }.thread.load(Ordering::Relaxed) == me)
+    }
+
+    /// Readers, open sections, and how many publications ago the oldest of these began.
+    pub(crate) fn presences(&self) -> (usize, usize, u64) {
+        let now = self.current.seq.load(Ordering::Acquire) & !1;
+        let registry = self.registry();
+        // SAFETY: in the registry, so alive.
+        let open =
+            || registry.0.iter().map(|p| unsafe { p.as_ref() }).filter(|p| p.thread.load(Ordering::Relaxed) != 0);
+        let lag = open().map(|p| now.saturating_sub(p.since.load(Ordering::Relaxed) & !1) / 2).max();
+        (registry.0.len(), open().count(), lag.unwrap_or(0))
+    }
+
+    /// A grace period without the update lock. The caller is in no section of its own.
+    pub(crate) fn wait_for_readers(&self) {
+        let waiter = self.waiter.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let waiter = waiter.as_ref().expect("there while the table is");
+        self.domain.wait_for_readers(&waiter.0);
+    }
+}
+
+/// The update lock, held.
+pub(crate) struct Updating<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) writer: MutexGuard<'a, Writer>,
+}
+
+impl<'a> Updating<'a> {
+    /// The state that is current. It stays alive while the lock is held.
+    pub(crate) fn current(&self) -> NonNull<Published> {
+        self.shared.current.root()
+    }
+
+    /// What requests are held against: a state that lives at least as long as the lock.
+    pub(crate) fn rules(&self, state: NonNull<Published>) -> Rules<'a> {
+        // SAFETY: the caller gives the current state or its working copy, which the lock keeps alive.
+        Rules { limits: &self.shared.limits, state: unsafe { state.as_ref() } }
+    }
+
+    /// Waits until no section is left that was open at the call.
+    pub(crate) fn wait_for_readers(&mut self) {
+        self.shared.waiting.store(true, Ordering::Release);
+        self.writer.lane.wait_for_readers(&self.shared.domain);
+        self.shared.waiting.store(false, Ordering::Release);
+    }
+
+    /// Gives garbage to the collector (all of it with `now`) and frees what is ripe. Gives the releases run.
+    pub(crate) fn collect(&mut self, now: bool) -> usize {
+        let writer = &mut *self.writer;
+        // Without memory for a bag the garbage stays where it is, for the next time.
+        let _ = writer.lane.seal(&self.shared.domain, &mut writer.pool, now);
+        self.drain()
+    }
+
+    /// After an update: garbage goes its way. With `wait`, the update ends when no reader is left that could use what was
+    /// before.
+    pub(crate) fn tidy(&mut self, wait: bool) {
+        let owed = self.writer.lane.releases_pending() > 0;
+        self.collect(owed || wait);
+        if wait {
+            self.wait_for_readers();
+            self.drain();
+        } else if self.writer.lane.garbage().0 > MUCH_GARBAGE {
+            self.writer.lane.advance();
+        }
+    }
+
+    /// Frees what is ripe. Gives the releases run.
+    pub(crate) fn drain(&mut self) -> usize {
+        let hooks = self.shared.hooks.as_deref();
+        let writer = &mut *self.writer;
+        let mut release = |gone: &Memslot| {
+            if let Some(hooks) = hooks {
+                hooks.release(gone);
+            }
+        };
+        writer.lane.drain(&self.shared.domain, &mut writer.pool, &mut release)
+    }
+}
+
+impl Drop for Updating<'_> {
+    fn drop(&mut self) {
+        self.shared.updating.store(0, Ordering::Relaxed);
+        self.shared.waiting.store(false, Ordering::Release);
+    }
+}
+
+impl Drop for Shared {
+    /// The last of the table and its readers is gone: everything goes, and every release still owed is run.
+    fn drop(&mut self) {
+        let hooks = self.hooks.take();
+        let mut release = |gone: &Memslot| {
+            if let Some(hooks) = &hooks {
+                hooks.release(gone);
+            }
+        };
+        *self.waiter.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        let poisoned = self.writer.is_poisoned();
+        let writer = self.writer.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        writer.lane.close(&mut self.domain, &mut writer.pool, &mut release);
+        // SAFETY: nobody reads or updates any more.
+        unsafe { free_publication(self.current.root(), &mut writer.pool, &mut release) };
+        if poisoned {
+            writer.pool.expect_leaks();
+        }
+    }
+}
+
+/// Frees a publication with all that is below it, and runs the releases of its slots.
+///
+/// # Safety
+/// Nobody can see it.
+unsafe fn free_publication(root: NonNull<Published>, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) {
+    // SAFETY: alive until freed at the end.
+    let published = unsafe { root.as_ref() };
+    for space in published.spaces() {
+        let mut walk = space.walk_gfn();
+        // SAFETY: the nodes are freed after the walk; words of the gfn tree are records, each of them there once.
+        unsafe {
+            while let Some(record) = walk.next_reaching(0).and_then(|entry| NonNull::new(entry.word.cast::<Record>())) {
+                release(&record.as_ref().slot);
+                pool.free(record.cast(), RECORD_LINES);
+            }
+            space.for_each_node(&|_| false, &mut |node| pool.free(node.cast(), node.as_ref().lines as usize));
+        }
+    }
+    let lines = Published::lines(published.spaces().len() as u32);
+    // SAFETY: made with that many lines, and not used any more.
+    unsafe { pool.free(root.cast(), lines) };
+}

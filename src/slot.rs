@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The vocabulary: what a memslot is, what a request for one looks like, flags, limits and errors.
+//!
+//! May know nothing but these words. Everything else in the crate is built on this file.
+
+use std::ffi::c_void;
+use std::fmt;
+
+/// A guest frame number: a guest physical address in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Gfn(pub u64);
+
+/// A guest physical address, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Gpa(pub u64);
+
+/// A host virtual address, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Hva(pub u64);
+
+/// Log the pages that the guest writes (`KVM_MEM_LOG_DIRTY_PAGES`).
+pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
+/// The guest may not write (`KVM_MEM_READONLY`).
+pub const READONLY: u32 = 1 << 1;
+/// Private memory behind a guest_memfd (`KVM_MEM_GUEST_MEMFD`).
+pub const GUEST_MEMFD: u32 = 1 << 2;
+/// The slot is on its way out or to another place: found, but not to be used. Never in a request.
+pub const INVALID: u32 = 1 << 16;
+
+/// In a request to create: take the lowest id that is free. Never the id of a slot.
+pub const ID_ANY: u16 = u16::MAX;
+
+/// The most pages that one slot can have: the kernel's dirty bitmaps are indexed by 31 bits.
+pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
+
+/// The most address spaces that one table can have. KVM has two at most.
+pub const MAX_ADDRESS_SPACES: u32 = 64;
+
+/// A published slot. It never changes in place: an update publishes another one.
+///
+/// Layout: `struct memslot` of the C header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memslot {
+    /// First guest frame.
+    pub base_gfn: u64,
+    /// Size in pages; never 0.
+    pub npages: u64,
+    /// Host virtual address of the first byte.
+    pub userspace_addr: u64,
+    /// Offset in `guest_memfd`, in bytes.
+    pub guest_memfd_offset: u64,
+    /// The caller's, given when the slot was created.
+    pub opaque: *mut c_void,
+    /// The guest_memfd file, or -1 where there is none.
+    pub guest_memfd: i32,
+    /// `LOG_DIRTY_PAGES | READONLY | GUEST_MEMFD | INVALID`.
+    pub flags: u32,
+    /// The slot's number in its address space.
+    pub id: u16,
+    /// The address space.
+    pub as_id: u16,
+}
+
+// SAFETY: `opaque` is never dereferenced here; what it points to is the caller's to share between threads, as
+// `memslots_set_region` documents. All else is plain data that does not change.
+unsafe impl Send for Memslot {}
+// SAFETY: as above.
+unsafe impl Sync for Memslot {}
+
+impl Memslot {
+    /// One past the last guest frame. Cannot wrap: a slot's range was checked when it was created.
+    pub fn end_gfn(&self) -> Gfn {
+        Gfn(self.base_gfn + self.npages)
+    }
+
+    /// Whether `gfn` is one of this slot's frames.
+    pub fn contains(&self, gfn: Gfn) -> bool {
+        gfn.0.wrapping_sub(self.base_gfn) < self.npages
+    }
+
+    /// Whether the slot is being deleted or moved.
+    pub fn is_invalid(&self) -> bool {
+        self.flags & INVALID != 0
+    }
+
+    /// Whether guest writes are refused.
+    pub fn is_readonly(&self) -> bool {
+        self.flags & READONLY != 0
+    }
+}
+
+/// A request: byte for byte `struct kvm_userspace_memory_region2` of linux/kvm.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Region {
+    /// Slot id in the low 16 bits, address space in the high 16.
+    pub slot: u32,
+    /// `LOG_DIRTY_PAGES | READONLY | GUEST_MEMFD`.
+    pub flags: u32,
+    /// First byte in the guest.
+    pub guest_phys_addr: u64,
+    /// Bytes; 0 deletes.
+    pub memory_size: u64,
+    /// First byte in this process.
+    pub userspace_addr: u64,
+    /// Offset in `guest_memfd`, in bytes.
+    pub guest_memfd_offset: u64,
+    /// The guest_memfd file; looked at only with `GUEST_MEMFD`.
+    pub guest_memfd: u32,
+    /// Not looked at.
+    pub pad1: u32,
+    /// Not looked at.
+    pub pad2: [u64; 14],
+}
+
+impl Region {
+    /// The slot id.
+    pub fn id(&self) -> u16 {
+        self.slot as u16
+    }
+
+    /// The address space.
+    pub fn as_id(&self) -> u16 {
+        (self.slot >> 16) as u16
+    }
+
+    /// The request that a slot would be the answer to.
+    pub fn of(slot: &Memslot, page_shift: u32) -> Self {
+        Region {
+            slot: slot.id as u32 | (slot.as_id as u32) << 16,
+            flags: slot.flags & !INVALID,
+            guest_phys_addr: slot.base_gfn << page_shift,
+            memory_size: slot.npages << page_shift,
+            userspace_addr: slot.userspace_addr,
+            guest_memfd_offset: slot.guest_memfd_offset,
+            // -1 travels as all ones, as a file descriptor does through the kernel's u32.
+            guest_memfd: slot.guest_memfd as u32,
+            ..Region::default()
+        }
+    }
+}
+
+/// How an address is going to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The guest reads.
+    Read,
+    /// The guest writes: refused by a `READONLY` slot.
+    Write,
+}
+
+/// What is asked of every slot of a table, fixed when the table is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Address spaces.
+    pub(crate) nr_address_spaces: u32,
+    /// Slots (and ids) in each address space.
+    pub(crate) max_slots: u32,
+    /// log2 of the page size in bytes.
+    pub(crate) page_shift: u32,
+    /// Flags that a request may have.
+    pub(crate) supported_flags: u32,
+    /// Where usable host addresses end.
+    pub(crate) hva_limit: u64,
+    /// Bits of a guest physical address.
+    pub(crate) gpa_bits: u32,
+}
+
+impl Limits {
+    /// KVM's on this architecture.
+    pub(crate) const KVM: Limits = Limits {
+        nr_address_spaces: 1,
+        max_slots: 32_764,
+        page_shift: 12,
+        supported_flags: LOG_DIRTY_PAGES | READONLY | GUEST_MEMFD,
+        hva_limit: Self::HVA_LIMIT,
+        gpa_bits: 52,
+    };
+
+    /// The x86-64 kernel's TASK_SIZE_MAX with four-level page tables; elsewhere only wrapping is refused.
+    const HVA_LIMIT: u64 = if cfg!(target_arch = "x86_64") { (1 << 47) - 4096 } else { u64::MAX };
+
+    /// The first frame that no slot can have.
+    pub(crate) fn end_gfn(&self) -> Gfn {
+        Gfn(1 << (self.gpa_bits - self.page_shift))
+    }
+}
+
+/// An error number of the kernel's, positive. The C functions return it negated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+/// `Result` with an [`Errno`].
+pub type Result<T, E = Errno> = std::result::Result<T, E>;
+
+macro_rules! errnos {
+    ($($name:ident),* $(,)?) => {
+        impl Errno {
+            $(#[doc = concat!("`", stringify!($name), "`.")]
+              pub const $name: Errno = Errno(libc::$name);)*
+
+            fn name(self) -> Option<&'static str> {
+                match self.0 {
+                    $(libc::$name => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+errnos!(
+    EPERM,
+    ENOENT,
+    EIO,
+    E2BIG,
+    EBADF,
+    EAGAIN,
+    ENOMEM,
+    EFAULT,
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    ENOTTY,
+    ENOSPC,
+    EROFS,
+    ERANGE,
+    EDEADLK,
+    ENOTRECOVERABLE,
+    ENXIO,
+);
+
+impl Errno {
+    /// The calling thread's `errno`.
+    pub fn last() -> Errno {
+        Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+    }
+
+    /// As the C functions return it.
+    pub fn negated(self) -> i32 {
+        -self.0
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&std::io::Error::from_raw_os_error(self.0), f)
+    }
+}
+
+impl std::error::Error for Errno {}

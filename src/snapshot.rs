@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One publication: every address space at one moment, and all questions that can be asked of it.
+//!
+//! May not know how snapshots are published, nor who reads them. Immutable once published; all it refers to stays
+//! alive until the last reader that could have seen it is gone (`epoch.rs`).
+
+use crate::index::id_table::IdTable;
+use crate::index::node::Entry;
+use crate::index::pool::{lines_of, LINE};
+use crate::index::range_tree::{Cursor, RangeTree};
+use crate::index::{Editor, Head, Link};
+use crate::slot::{Gfn, Memslot};
+use std::mem::size_of;
+use std::ptr::NonNull;
+
+/// A slot as the table keeps it: at one address while any reader may hold it. One cache line.
+#[repr(C, align(64))]
+pub(crate) struct Record {
+    pub(crate) link: Link,
+    pub(crate) slot: Memslot,
+}
+
+pub(crate) const RECORD_LINES: usize = lines_of(size_of::<Record>());
+const _: () = assert!(size_of::<Record>() == LINE);
+
+/// One address space at one moment.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Space {
+    /// By guest frame; words are records.
+    gfn: RangeTree<false>,
+    /// By page of host memory; words are ids, so that a move or new flags leave this tree alone.
+    hva: RangeTree<true>,
+    /// By id; words are records.
+    ids: IdTable,
+    pub(crate) generation: u64,
+    pub(crate) npages: u64,
+    pub(crate) count: u32,
+}
+
+/// A slot found by a frame, with what the index knows of it: a lookup need not touch the record.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) record: NonNull<Record>,
+    pub(crate) base_gfn: u64,
+    pub(crate) npages: u64,
+}
+
+/// What one store publishes.
+#[repr(C, align(64))]
+pub(crate) struct Published {
+    head: Head,
+    /// Unique among all publications of all tables, and even; see `epoch.rs`.
+    pub(crate) seq: u64,
+    nr_spaces: u32,
+    // The spaces follow.
+}
+
+/// The hva tree's part of a slot: pages of host memory, under the slot's id.
+fn hva_entry(slot: &Memslot, page_shift: u32) -> Entry {
+    let start = slot.userspace_addr >> page_shift;
+    Entry { start, last: start + slot.npages - 1, word: slot.id as usize as *mut u8 }
+}
+
+fn gfn_entry(record: NonNull<Record>) -> Entry {
+    // SAFETY: records handed to a space are alive.
+    let slot = unsafe { &record.as_ref().slot };
+    Entry { start: slot.base_gfn, last: slot.base_gfn + slot.npages - 1, word: record.as_ptr().cast() }
+}
+
+impl Space {
+    pub(crate) const fn empty(generation: u64) -> Space {
+        Space { gfn: RangeTree::EMPTY, hva: RangeTree::EMPTY, ids: IdTable::EMPTY, generation, npages: 0, count: 0 }
+    }
+
+    // ---- questions ----
+    //
+    // Safety, for all of them: the space belongs to a publication that the caller keeps alive (a read-side section), or
+    // to the working copy of the update lock's holder.
+
+    /// The slot that holds a frame.
+    ///
+    /// # Safety
+    /// The space is alive; see above.
+    #[inline(always)]
+    pub(crate) unsafe fn find_gfn(&self, gfn: Gfn) -> Option<Found> {
+        // SAFETY: the caller's promise.
+        let (leaf, index) = unsafe { self.gfn.first_reaching(gfn.0) }?;
+        // SAFETY: an index that the search answered with.
+        let (pair, last) = unsafe { (leaf.pair(index), leaf.last_of(index)) };
+        if pair.start > gfn.0 {
+            return None;
+        }
+        // SAFETY: words of the gfn tree are records.
+        let record = unsafe { NonNull::new_unchecked(pair.word.cast()) };
+        Some(Found { record, base_gfn: pair.start, npages: last - pair.start + 1 })
+    }
+
+    /// The slot that holds a frame, or the one below it, or the lowest.
+    ///
+    /// # Safety
+    /// The space is alive.
+    pub(crate) unsafe fn find_gfn_approx(&self, gfn: Gfn) -> Option<NonNull<Record>> {
+        // SAFETY: the caller's promise.
+        let entry = unsafe { self.gfn.last_from(gfn.0).or_else(|| self.gfn.first()) };
+        entry.and_then(|entry| NonNull::new(entry.word.cast()))
+    }
+
+    /// The slot with an id.
+    ///
+    /// # Safety
+    /// The space is alive.
+    #[inline(always)]
+    pub(crate) unsafe fn find_id(&self, id: u16) -> Option<NonNull<Record>> {
+        // SAFETY: the caller's promise.
+        NonNull::new(unsafe { self.ids.get(id) }.cast())
+    }
+
+    /// Of the slots that hold a page of host memory, the one that starts lowest; of those, the lowest id.
+    ///
+    /// # Safety
+    /// The space is alive.
+    #[inline(always)]
+    pub(crate) unsafe fn find_hva_page(&self, page: u64) -> Option<NonNull<Record>> {
+        // SAFETY: the caller's promise.
+        let (leaf, index) = unsafe { self.hva.first_reaching(page) }?;
+        // SAFETY: an index that the search answered with.
+        let pair = unsafe { leaf.pair(index) };
+        if pair.start > page {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.find_id(pair.word as usize as u16) }
+    }
+
+    /// The lowest id that no slot has.
+    ///
+    /// # Safety
+    /// The space is alive.
+    pub(crate) unsafe fn lowest_free_id(&self) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { self.ids.lowest_free() }
+    }
+
+    /// A walk in order of gfn. Its words are records.
+    pub(crate) fn walk_gfn(&self) -> Cursor {
+        Cursor::new(&self.gfn)
+    }
+
+    /// A walk in order of hva. Its words are ids.
+    pub(crate) fn walk_hva(&self) -> Cursor {
+        Cursor::new(&self.hva)
+    }
+
+    /// A slot other than `but` that shares a frame with `base..base + npages`.
+    ///
+    /// # Safety
+    /// The space is alive.
+    pub(crate) unsafe fn overlapping(&self, base: Gfn, npages: u64, but: Option<u16>) -> Option<NonNull<Record>> {
+        // SAFETY: the caller's promise; an index that the search answered with.
+        let first = unsafe { self.gfn.first_reaching(base.0).map(|(leaf, index)| leaf.pair(index)) }?;
+        if first.start >= base.0 + npages {
+            return None;
+        }
+        let record = NonNull::new(first.word.cast::<Record>())?;
+        // SAFETY: words of the gfn tree are records.
+        let slot = unsafe { &record.as_ref().slot };
+        if Some(slot.id) != but {
+            return Some(record);
+        }
+        // What is left to ask for begins where the slot that is passed over ends.
+        let left = (base.0 + npages).checked_sub(slot.end_gfn().0).filter(|left| *left > 0)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.overlapping(slot.end_gfn(), left, None) }
+    }
+
+    // ---- changes, to a working copy ----
+    //
+    // Safety, for all of them: the editor's working copy is what this space is part of, records are alive and stay so
+    // while they are in it, and `bytes_to_edit` are reserved.
+
+    /// Bytes that adding, removing or replacing one slot can allocate at most.
+    pub(crate) fn bytes_to_edit(&self) -> usize {
+        // A move takes an entry out of the gfn tree and puts another in, a resize does so in both.
+        self.gfn.bytes_to_edit(2) + self.hva.bytes_to_edit(2) + IdTable::bytes_to_edit(2) + RECORD_LINES * LINE
+    }
+
+    /// # Safety
+    /// See above. The slot's id and frames are free.
+    pub(crate) unsafe fn add(&mut self, editor: &mut Editor, record: NonNull<Record>, page_shift: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let slot = &record.as_ref().slot;
+            self.gfn.insert(editor, gfn_entry(record));
+            self.hva.insert(editor, hva_entry(slot, page_shift));
+            self.ids.set(editor, slot.id, record.as_ptr().cast());
+            self.npages += slot.npages;
+        }
+        self.count += 1;
+    }
+
+    /// # Safety
+    /// See above. The slot is in the space.
+    pub(crate) unsafe fn remove(&mut self, editor: &mut Editor, record: NonNull<Record>, page_shift: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let slot = &record.as_ref().slot;
+            self.gfn.remove(editor, gfn_entry(record));
+            self.hva.remove(editor, hva_entry(slot, page_shift));
+            self.ids.clear(editor, slot.id);
+            self.npages -= slot.npages;
+        }
+        self.count -= 1;
+    }
+
+    /// Puts a record in the place of another with the same id and hva; frames, size and flags may be others.
+    ///
+    /// # Safety
+    /// See above. `old` is in the space; the new frames are free but for old's.
+    pub(crate) unsafe fn replace(
+        &mut self,
+        editor: &mut Editor,
+        old: NonNull<Record>,
+        new: NonNull<Record>,
+        page_shift: u32,
+    ) {
+        // SAFETY: the caller's promise.
+        let (was, is) = unsafe { (&old.as_ref().slot, &new.as_ref().slot) };
+        // SAFETY: the caller's promise.
+        unsafe {
+            if (was.base_gfn, was.npages) == (is.base_gfn, is.npages) {
+                self.gfn.set_word(editor, gfn_entry(new));
+            } else {
+                self.gfn.remove(editor, gfn_entry(old));
+                self.gfn.insert(editor, gfn_entry(new));
+            }
+            if was.npages != is.npages {
+                self.hva.remove(editor, hva_entry(was, page_shift));
+                self.hva.insert(editor, hva_entry(is, page_shift));
+            }
+            self.ids.set(editor, is.id, new.as_ptr().cast());
+        }
+        self.npages = self.npages - was.npages + is.npages;
+    }
+
+    /// Puts a record in the place of the one with the same id, frames and size.
+    ///
+    /// # Safety
+    /// See above.
+    pub(crate) unsafe fn mark(&mut self, editor: &mut Editor, record: NonNull<Record>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.gfn.set_word(editor, gfn_entry(record));
+            self.ids.set(editor, record.as_ref().slot.id, record.as_ptr().cast());
+        }
+    }
+
+    /// Calls `visit` for every node of every index, children first, passing by the subtrees for which `stop` says so.
+    ///
+    /// # Safety
+    /// The caller has let go of the space; `visit` may free.
+    pub(crate) unsafe fn for_each_node(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.gfn.for_each_node(stop, visit);
+            self.hva.for_each_node(stop, visit);
+            self.ids.for_each_node(stop, visit);
+        }
+    }
+}
+
+impl Published {
+    /// Lines of a publication of so many address spaces.
+    pub(crate) fn lines(nr_spaces: u32) -> usize {
+        lines_of(size_of::<Published>() + nr_spaces as usize * size_of::<Space>())
+    }
+
+    /// A publication with empty spaces, in memory that the caller has reserved.
+    pub(crate) fn create(editor: &mut Editor, nr_spaces: u32) -> NonNull<Published> {
+        let lines = Self::lines(nr_spaces);
+        let mut new = editor.pool.alloc(lines).cast::<Published>();
+        // SAFETY: fresh memory of that many lines; the spaces behind the header are written before anyone looks.
+        unsafe {
+            new.write(Published { head: Head::new(editor.stamp, lines, 0, 0), seq: 0, nr_spaces });
+            let first = new.as_mut().spaces_ptr();
+            for as_id in 0..nr_spaces as usize {
+                first.add(as_id).write(Space::empty(as_id as u64));
+            }
+        }
+        new
+    }
+
+    /// A copy of `base`, to be changed and published.
+    pub(crate) fn copy_of(editor: &mut Editor, base: &Published) -> NonNull<Published> {
+        let mut new = Self::create(editor, base.nr_spaces);
+        // SAFETY: fresh, and nobody else's.
+        unsafe { new.as_mut() }.spaces_mut().copy_from_slice(base.spaces());
+        new
+    }
+
+    fn spaces_ptr(&self) -> *mut Space {
+        (self as *const Published).wrapping_add(1) as *mut Space
+    }
+
+    pub(crate) fn spaces(&self) -> &[Space] {
+        self.head.check();
+        // SAFETY: create() has written that many behind the header.
+        unsafe { std::slice::from_raw_parts(self.spaces_ptr(), self.nr_spaces as usize) }
+    }
+
+    pub(crate) fn spaces_mut(&mut self) -> &mut [Space] {
+        // SAFETY: as above; `&mut self` says that it is not published yet.
+        unsafe { std::slice::from_raw_parts_mut(self.spaces_ptr(), self.nr_spaces as usize) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn space(&self, as_id: u16) -> Option<&Space> {
+        self.spaces().get(as_id as usize)
+    }
+}

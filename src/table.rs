@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The table itself: how one is configured, made, changed, looked at and dropped.
+//!
+//! May not know the bytes of a node, nor C. A single update is a transaction of one.
+
+use crate::hooks::Hooks;
+use crate::kvm::Backend;
+use crate::plan::{self, Difference};
+use crate::reader::Reader;
+use crate::shared::Shared;
+use crate::slot::{Errno, Gpa, Limits, Memslot, Region, Result, MAX_ADDRESS_SPACES};
+use crate::snapshot::{Published, Record};
+use crate::trace::{self, Op, Trace};
+use crate::transaction::Transaction;
+use std::ffi::c_void;
+use std::fmt::Write as _;
+use std::os::fd::RawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// How a table is made. The default is KVM's: one address space of 32,764 slots with pages of 4 KiB.
+pub struct Config {
+    /// Address spaces: 1 to 64.
+    pub nr_address_spaces: u32,
+    /// Slots in each, and so ids below this: 1 to 65,535.
+    pub max_slots: u32,
+    /// log2 of the host's page size: 12 to 30.
+    pub page_shift: u32,
+    /// The flags that a slot may have; others are refused with `EINVAL`.
+    pub supported_flags: u32,
+    /// Whether an update returns only when no reader is left that could use what was before, as KVM's ioctl does.
+    pub sync: bool,
+    /// What is told of updates, and may refuse them.
+    pub hooks: Option<Box<dyn Hooks>>,
+    /// Where usable host addresses end.
+    pub hva_limit: u64,
+    /// Bits of a guest physical address: more than `page_shift`, at most 64.
+    pub gpa_bits: u32,
+    /// Bytes of garbage past which an update waits for readers; 0: none.
+    pub max_garbage: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let Limits { nr_address_spaces, max_slots, page_shift, supported_flags, hva_limit, gpa_bits } = Limits::KVM;
+        Config {
+            nr_address_spaces,
+            max_slots,
+            page_shift,
+            supported_flags,
+            sync: false,
+            hooks: None,
+            hva_limit,
+            gpa_bits,
+            max_garbage: 0,
+        }
+    }
+}
+
+impl Config {
+    /// # Errors
+    /// `EINVAL` where a number is outside of its range.
+    fn limits(&self) -> Result<Limits> {
+        let Config { nr_address_spaces, max_slots, page_shift, supported_flags, hva_limit, gpa_bits, .. } = *self;
+        let sound = (1..=MAX_ADDRESS_SPACES).contains(&nr_address_spaces)
+            && (1..=0xffff).contains(&max_slots)
+            && (12..=30).contains(&page_shift)
+            && (page_shift + 1..=64).contains(&gpa_bits)
+            && supported_flags & !Limits::KVM.supported_flags == 0;
+        if !sound {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Limits { nr_address_spaces, max_slots, page_shift, supported_flags, hva_limit, gpa_bits })
+    }
+}
+
+/// One VM's memslot table: all of its address spaces.
+///
+/// Any thread may update it; updates are serialised. Readers are made with [`Memslots::reader`] and never wait for one.
+/// Dropping it takes every slot away from readers that are left, waits for the sections that are open (unless one of them
+/// is this thread's), and runs every release still owed.
+pub struct Memslots {
+    shared: Arc<Shared>,
+}
+
+/// What was refused in a list of regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub errno: Errno,
+    /// Which one. None where it was none in particular.
+    pub at: Option<usize>,
+}
+
+/// Where a table stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Publications ever made.
+    pub publications: u64,
+    /// Slots in all address spaces.
+    pub slots: u64,
+    /// Pages of all slots.
+    pub npages: u64,
+    /// Bytes in use for indexes and records, those of garbage included.
+    pub index_bytes: u64,
+    /// Bytes taken from the system for them.
+    pub pool_bytes: u64,
+    /// Bytes that wait for readers before they can be used again.
+    pub garbage_bytes: u64,
+    /// The same in objects.
+    pub garbage_objects: u64,
+    /// Slots that are gone and whose release has not run.
+    pub releases_due: u64,
+    /// Readers.
+    pub readers: u64,
+    /// Read-side sections that are open.
+    pub open_sections: u64,
+    /// Publications since the oldest of them began.
+    pub oldest_section_lag: u64,
+    /// Changes on the attached VM that could not be taken back. Not 0: VM and table differ.
+    pub out_of_step: u64,
+}
+
+impl Memslots {
+    /// An empty table.
+    ///
+    /// # Errors
+    /// `EINVAL` where the configuration is none, `ENOMEM`.
+    pub fn new(config: Config) -> Result<Memslots> {
+        let limits = config.limits()?;
+        let shared = Shared::new(limits, config.sync, config.max_garbage, config.hooks)?;
+        // Arc's own allocation is a few words beside the domain's, which cannot fail gracefully either.
+        Ok(Memslots { shared: Arc::new(shared) })
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// A reader of this table, for one thread at a time. It may outlive the table, and then finds nothing.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn reader(&self) -> Result<Reader> {
+        Reader::new(self.shared.clone())
+    }
+
+    // ---- updates ----
+
+    /// Begins a transaction, and holds the update lock until it ends. Waits for other threads' updates.
+    ///
+    /// # Errors
+    /// `EDEADLK` where this thread has a transaction open, is inside a hook, or is in a section that another thread's update
+    /// waits for; `ENOTRECOVERABLE` after a panic inside an update; `ENOMEM`.
+    pub fn begin(&self) -> Result<Transaction<'_>> {
+        Transaction::begin(self.shared.update()?, true)
+    }
+
+    /// The whole of `KVM_SET_USER_MEMORY_REGION2`: decides create, delete, move or flags-only itself. `opaque` counts where it
+    /// creates.
+    ///
+    /// # Errors
+    /// The kernel's; those of [`Memslots::begin`] and [`Transaction::commit`].
+    pub fn set_region(&self, region: &Region, opaque: *mut c_void) -> Result<()> {
+        self.single(Op::Set, region, |txn| txn.set_region(region, opaque))
+    }
+
+    /// Creates a slot, and gives its id. See [`Transaction::create`].
+    ///
+    /// # Errors
+    /// As there, and as [`Memslots::set_region`].
+    pub fn create(&self, region: &Region, opaque: *mut c_void) -> Result<u16> {
+        self.single(Op::Create, region, |txn| txn.create(region, opaque))
+    }
+
+    /// Deletes a slot. See [`Transaction::delete`].
+    ///
+    /// # Errors
+    /// As there, and as [`Memslots::set_region`].
+    pub fn delete(&self, as_id: u16, id: u16) -> Result<()> {
+        self.single(Op::Delete, &trace::named(as_id, id), |txn| txn.delete(as_id, id))
+    }
+
+    /// Moves a slot. See [`Transaction::move_slot`].
+    ///
+    /// # Errors
+    /// As there, and as [`Memslots::set_region`].
+    pub fn move_slot(&self, as_id: u16, id: u16, gpa: Gpa) -> Result<()> {
+        let named = Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
+        self.single(Op::Move, &named, |txn| txn.move_slot(as_id, id, gpa))
+    }
+
+    /// Changes a slot's flags. See [`Transaction::set_flags`].
+    ///
+    /// # Errors
+    /// As there, and as [`Memslots::set_region`].
+    pub fn set_flags(&self, as_id: u16, id: u16, flags: u32) -> Result<()> {
+        let named = Region { flags, ..trace::named(as_id, id) };
+        self.single(Op::Flags, &named, |txn| txn.set_flags(as_id, id, flags))
+    }
+
+    /// Makes all changes or none, in one publication. The cost follows their number, not the table's size.
+    ///
+    /// # Errors
+    /// As [`Memslots::set_region`], with the index of the one that was refused.
+    pub fn apply(&self, regions: &[Region], opaques: Option<&[*mut c_void]>) -> Result<(), Refused> {
+        let mut txn = self.begin().map_err(Refused::as_a_whole)?;
+        for (index, region) in regions.iter().enumerate() {
+            let opaque = opaque_at(opaques, index);
+            txn.set_region(region, opaque).map_err(|errno| Refused { errno, at: Some(index) })?;
+        }
+        txn.commit_list().map_err(|(errno, at)| Refused { errno, at })
+    }
+
+    /// Makes the regions, in any order, all that an address space has: works out the difference, and leaves alone what is
+    /// equal. A slot that stays, moves or changes flags keeps its opaque; one of another size or hva is deleted and created
+    /// under the same id. Slots may exchange places.
+    ///
+    /// # Errors
+    /// `EEXIST` where a region has the id of an earlier one or overlaps it; `EINVAL` for size 0, another address space, and
+    /// what `set_region` refuses; those of a commit. With the index of the first culprit.
+    pub fn replace_all(&self, as_id: u16, regions: &[Region], opaques: Option<&[*mut c_void]>) -> Result<(), Refused> {
+        let mut txn = self.begin().map_err(Refused::as_a_whole)?;
+        txn.replace_all(as_id, regions, |index| opaque_at(opaques, index))
+            .and_then(|()| txn.commit_list())
+            .map_err(|(errno, at)| Refused { errno, at })
+    }
+
+    /// One update, and its line in the trace.
+    fn single<T>(&self, op: Op, named: &Region, step: impl FnOnce(&mut Transaction) -> Result<T>) -> Result<T> {
+        let mut txn = Transaction::begin(self.shared.update()?, false)?;
+        let result = step(&mut txn).and_then(|answer| txn.try_commit().map(|()| answer));
+        txn.trace(op, named, result.as_ref().map(|_| ()).map_err(|errno| *errno));
+        result
+    }
+
+    // ---- reclaiming ----
+
+    /// Frees what no reader can see any more and runs the releases that are due. Does not wait. Gives the releases run; 0
+    /// also where this thread is inside an update of this table.
+    pub fn reclaim(&self) -> usize {
+        let Ok(mut lock) = self.shared.update() else { return 0 };
+        let mut released = lock.collect(true);
+        // An epoch ends two steps after it began; without readers in the way that is now.
+        for _ in 0..3 {
+            lock.writer.lane.advance();
+            released += lock.drain();
+        }
+        released
+    }
+
+    /// Waits until every read-side section that is open now has ended, and runs what was due.
+    ///
+    /// # Errors
+    /// `EDEADLK` where one of them is this thread's, or this thread is inside an update of this table.
+    pub fn synchronize(&self) -> Result<()> {
+        if self.shared.in_section() {
+            return Err(Errno::EDEADLK);
+        }
+        self.shared.update()?.collect(true);
+        self.shared.wait_for_readers();
+        self.shared.update()?.collect(false);
+        Ok(())
+    }
+
+    // ---- a real VM, a trace ----
+
+    /// From here on every commit is also made on this VM. Slots that exist are registered first. The file descriptor stays the
+    /// caller's; -1 detaches, and the VM keeps the slots that it has.
+    ///
+    /// # Errors
+    /// `EBADF`, `ENOTTY` where it is no VM; what the kernel refuses an existing slot with, and then none of them is left there;
+    /// those of [`Memslots::begin`].
+    pub fn attach_kvm(&self, vm_fd: RawFd) -> Result<()> {
+        let mut lock = self.shared.update()?;
+        if vm_fd == -1 {
+            lock.writer.backend = None;
+            return Ok(());
+        }
+        let mut backend = Backend::new(vm_fd)?;
+        let regions = self.all_regions(lock.current())?;
+        backend.run(&plan::steps(&regions)?).map_err(|(errno, _)| errno)?;
+        lock.writer.backend = Some(backend);
+        Ok(())
+    }
+
+    fn all_regions(&self, published: NonNull<Published>) -> Result<Vec<Difference>> {
+        let mut all = Vec::new();
+        // SAFETY: the caller holds the update lock.
+        let spaces = unsafe { published.as_ref() }.spaces();
+        let count = spaces.iter().map(|space| space.count as usize).sum();
+        all.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
+        self.for_each_slot(published, |slot| {
+            let region = Region::of(slot, self.shared.limits.page_shift);
+            all.push(Difference { old: None, new: Some(region) });
+        });
+        Ok(all)
+    }
+
+    fn for_each_slot(&self, published: NonNull<Published>, mut visit: impl FnMut(&Memslot)) {
+        // SAFETY: the caller holds the update lock; words of the gfn tree are records.
+        unsafe {
+            for space in published.as_ref().spaces() {
+                let mut walk = space.walk_gfn();
+                while let Some(entry) = walk.next_reaching(0) {
+                    visit(&(*entry.word.cast::<Record>()).slot);
+                }
+            }
+        }
+    }
+
+    /// Writes every change to `fd`, a line each, until `trace_stop`. The file descriptor stays the caller's. First come the
+    /// slots that exist, as lines that make them.
+    ///
+    /// # Errors
+    /// `EBADF` where it is not open, those of [`Memslots::begin`].
+    pub fn trace_start(&self, fd: RawFd) -> Result<()> {
+        // SAFETY: the call only looks the number up.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+            return Err(Errno::last());
+        }
+        let mut lock = self.shared.update()?;
+        let current = lock.current();
+        let mut trace = Trace::new(fd);
+        self.for_each_slot(current, |slot| {
+            trace.line(0, Op::Set, &Region::of(slot, self.shared.limits.page_shift), Ok(()));
+        });
+        lock.writer.trace = Some(trace);
+        Ok(())
+    }
+
+    /// Ends the trace.
+    ///
+    /// # Errors
+    /// Those of [`Memslots::begin`].
+    pub fn trace_stop(&self) -> Result<()> {
+        self.shared.update()?.writer.trace = None;
+        Ok(())
+    }
+
+    // ---- looking ----
+
+    /// Where the table stands. Waits for an update of another thread.
+    ///
+    /// # Errors
+    /// Those of [`Memslots::begin`].
+    pub fn stats(&self) -> Result<Stats> {
+        let lock = self.shared.update()?;
+        // SAFETY: the current publication is alive under the update lock.
+        let spaces = unsafe { lock.current().as_ref() }.spaces();
+        let (garbage_bytes, garbage_objects) = lock.writer.lane.garbage();
+        let (readers, open_sections, oldest_section_lag) = self.shared.presences();
+        Ok(Stats {
+            publications: lock.writer.publications,
+            slots: spaces.iter().map(|space| space.count as u64).sum(),
+            npages: spaces.iter().map(|space| space.npages).sum(),
+            index_bytes: lock.writer.pool.used() as u64,
+            pool_bytes: lock.writer.pool.held() as u64,
+            garbage_bytes: garbage_bytes as u64,
+            garbage_objects: garbage_objects as u64,
+            releases_due: lock.writer.lane.releases_due() as u64,
+            readers: readers as u64,
+            open_sections: open_sections as u64,
+            oldest_section_lag,
+            out_of_step: lock.writer.backend.as_ref().and_then(|b| b.out_of_step).map_or(0, |out| out.count),
+        })
+    }
+
+    /// Writes the table for a person, a line a slot.
+    ///
+    /// # Errors
+    /// `EIO` where writing fails, those of [`Memslots::begin`].
+    pub fn dump(&self, fd: RawFd) -> Result<()> {
+        let lock = self.shared.update()?;
+        let mut line = Line { text: [0; 256], len: 0, fd, failed: false };
+        // SAFETY: the current publication is alive under the update lock.
+        for (as_id, space) in unsafe { lock.current().as_ref() }.spaces().iter().enumerate() {
+            let (count, npages, generation) = (space.count, space.npages, space.generation);
+            let _ = writeln!(line, "address space {as_id}: {count} slots, {npages} pages, generation {generation}");
+            let mut walk = space.walk_gfn();
+            // SAFETY: as above; words of the gfn tree are records.
+            while let Some(entry) = unsafe { walk.next_reaching(0) } {
+                // SAFETY: as above.
+                let slot = unsafe { &(*entry.word.cast::<Record>()).slot };
+                let _ = writeln!(line, "{}", Shown(slot, self.shared.limits.page_shift));
+            }
+        }
+        if let Some(out) = lock.writer.backend.as_ref().and_then(|backend| backend.out_of_step) {
+            let (undo, errno, count) = (out.undo, out.errno, out.count);
+            let _ =
+                writeln!(line, "out of step with the attached VM: {count} changes not taken back; the last: {errno:?}");
+            let (slot, gpa, size) = (undo.slot, undo.guest_phys_addr, undo.memory_size);
+            let _ = writeln!(line, "  slot {slot:#x} could not be set to gpa {gpa:#x} size {size:#x}");
+        }
+        if line.failed {
+            return Err(Errno::EIO);
+        }
+        Ok(())
+    }
+}
+
+impl Refused {
+    fn as_a_whole(errno: Errno) -> Refused {
+        Refused { errno, at: None }
+    }
+}
+
+impl Drop for Memslots {
+    fn drop(&mut self) {
+        // With readers left, what they may see goes now as far as it can; the rest goes with the last of them.
+        if Arc::strong_count(&self.shared) > 1 && !self.shared.in_section() {
+            let _ = self.clear();
+            let _ = self.synchronize();
+        }
+    }
+}
+
+impl Memslots {
+    /// Publishes an empty table. No hook has a say, nor does an attached VM hear of it.
+    fn clear(&self) -> Result<()> {
+        let mut lock = self.shared.update()?;
+        lock.writer.backend = None;
+        Transaction::begin(lock, false)?.publish_empty()
+    }
+}
+
+fn opaque_at(opaques: Option<&[*mut c_void]>, index: usize) -> *mut c_void {
+    opaques.and_then(|opaques| opaques.get(index)).copied().unwrap_or(std::ptr::null_mut())
+}
+
+/// A slot for a person.
+struct Shown<'a>(&'a Memslot, u32);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Memslot { base_gfn, npages, userspace_addr, flags, id, guest_memfd, guest_memfd_offset, .. } = *self.0;
+        let (gpa, last) = (base_gfn << self.1, ((base_gfn + npages) << self.1).wrapping_sub(1));
+        write!(f, "  slot {id:5}  gpa {gpa:#014x}-{last:#014x}  hva {userspace_addr:#014x}  pages {npages:8}")?;
+        let names = [(crate::slot::LOG_DIRTY_PAGES, "log-dirty"), (crate::slot::READONLY, "readonly")];
+        names.iter().filter(|(bit, _)| flags & bit != 0).try_for_each(|(_, name)| write!(f, "  {name}"))?;
+        if guest_memfd >= 0 {
+            write!(f, "  guest_memfd {guest_memfd}+{guest_memfd_offset:#x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Lines on their way to a file descriptor, without an allocation.
+struct Line {
+    text: [u8; 256],
+    len: usize,
+    fd: RawFd,
+    failed: bool,
+}
+
+impl std::fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for byte in text.bytes() {
+            self.text[self.len] = byte;
+            self.len += 1;
+            if byte == b'\n' || self.len == self.text.len() {
+                self.failed |= !trace::write_all(self.fd, &self.text[..self.len]);
+                self.len = 0;
+            }
+        }
+        Ok(())
+    }
+}

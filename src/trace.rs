@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The trace of a table: a readable line for every change, in the form that `memslots-replay` plays again.
+//!
+//! May know requests and results; not tables. Allocates nothing. A line that cannot be written ends the trace: it must not
+//! disturb the table.
+
+use crate::slot::{Region, Result};
+use std::fmt;
+use std::io::Write;
+use std::os::fd::RawFd;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Set,
+    Create,
+    Delete,
+    Move,
+    Flags,
+    Resize,
+    /// `gpa` is where it is cut, `hva` the new id.
+    Split,
+    /// `hva` is the upper slot's id.
+    Merge,
+    Begin,
+    Commit,
+    Abort,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Op::Set => "set",
+            Op::Create => "create",
+            Op::Delete => "delete",
+            Op::Move => "move",
+            Op::Flags => "flags",
+            Op::Resize => "resize",
+            Op::Split => "split",
+            Op::Merge => "merge",
+            Op::Begin => "begin",
+            Op::Commit => "commit",
+            Op::Abort => "abort",
+        })
+    }
+}
+
+/// A region that names a slot and says nothing else.
+pub(crate) fn named(as_id: u16, id: u16) -> Region {
+    Region { slot: id as u32 | (as_id as u32) << 16, ..Region::default() }
+}
+
+/// An open trace. The file descriptor stays the caller's.
+pub(crate) struct Trace {
+    fd: RawFd,
+    failed: bool,
+}
+
+impl Trace {
+    pub(crate) fn new(fd: RawFd) -> Self {
+        Trace { fd, failed: false }
+    }
+
+    pub(crate) fn line(&mut self, generation: u64, op: Op, region: &Region, result: Result<()>) {
+        if self.failed {
+            return;
+        }
+        let mut text = [0u8; 384];
+        let mut rest = &mut text[..];
+        let errno = result.err().map_or(0, |errno| errno.negated());
+        let Region { flags, guest_phys_addr: gpa, memory_size: size, userspace_addr: hva, .. } = *region;
+        let (memfd, offset) = (region.guest_memfd as i32, region.guest_memfd_offset);
+        let (as_id, id) = (region.as_id(), region.id());
+        let written = writeln!(
+            rest,
+            "gen={generation} op={op} as={as_id} slot={id} gpa={gpa:#x} size={size:#x} hva={hva:#x} flags={flags:#x} \
+             memfd={memfd} offset={offset:#x} result={errno}"
+        );
+        let len = 384 - rest.len();
+        self.failed = written.is_err() || !write_all(self.fd, &text[..len]);
+    }
+}
+
+/// Writes to a file descriptor that is not ours. False where it fails.
+pub(crate) fn write_all(fd: RawFd, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        // SAFETY: a buffer with its size.
+        let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(written) {
+            Ok(0) => return false,
+            Ok(written) => bytes = &bytes[written..],
+            Err(_) if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}

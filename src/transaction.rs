@@ -1,0 +1,904 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A transaction: a working copy of the table, changed step by step and published at once, or thrown away.
+//!
+//! May not know C, nor the rules (`change.rs`), nor how an index is built. Every update is one of these; a single update is a
+//! transaction of one.
+//!
+//! **Staging** changes the working copy. Everything that can be allocated is reserved before a change begins, so that a
+//! refused change leaves no trace. The journal has one line for each slot touched, whatever the number of its changes:
+//! what it was in the current state, what it is in the working copy. A record made here carries the stamp of its line,
+//! which is how a second change of the same slot finds it.
+//!
+//! **Committing** goes through the kernel's phases: publish deleted and moved slots as INVALID, wait for readers, flush;
+//! prepare; the real VM, where there is one; publish the result; commit; put aside what was replaced. Up to that last
+//! publication it can be undone.
+
+use crate::change::Decision;
+use crate::hooks::{Change, Hooks, Kind};
+use crate::index::pool::LINE;
+use crate::index::{Aside, Editor, Head, Link};
+use crate::plan::{self, Difference, Step};
+use crate::shared::{Updating, Writer};
+use crate::slot::{Errno, Gfn, Gpa, Memslot, Region, Result, INVALID};
+use crate::snapshot::{Published, Record, Space, RECORD_LINES};
+use crate::trace::{self, Op};
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+/// A line of the journal. Neither old nor new: the changes came to nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct Staged {
+    old: Option<NonNull<Record>>,
+    new: Option<NonNull<Record>>,
+    kin: Kin,
+    /// Which of the transaction's steps began it.
+    step: usize,
+}
+
+// SAFETY: the records belong to the table whose update lock protects the journal.
+unsafe impl Send for Staged {}
+
+/// Where a slot's frames came from, or went to, when it was split or merged.
+#[derive(Clone, Copy)]
+enum Kin {
+    None,
+    /// Of a new slot: the record in the current state that it was cut out of.
+    CutFrom(NonNull<Record>),
+    /// Of a slot that ended: the journal's line of the one that took its frames.
+    AbsorbedBy(usize),
+}
+
+/// A set of changes being prepared, invisible until committed. Dropping it aborts it.
+///
+/// It holds the table's update lock: other threads' updates wait for it, and another update by this thread is refused
+/// with `EDEADLK`.
+pub struct Transaction<'a> {
+    lock: Updating<'a>,
+    /// The current state when the transaction began; so it stays, but for an INVALID phase.
+    base: NonNull<Published>,
+    work: NonNull<Published>,
+    /// Of this transaction's nodes, and of the journal's first record.
+    stamp: u64,
+    replaced: Aside,
+    /// Steps staged so far, those that came to nothing included.
+    step: usize,
+    /// The step whose change the commit was refused for.
+    refused: Option<usize>,
+    /// Whether a trace gets lines for the steps and the end; a single update is one line.
+    bracketed: bool,
+    /// The working copy is published, or gone.
+    finished: bool,
+}
+
+fn slot_of<'a>(record: NonNull<Record>) -> &'a Memslot {
+    // SAFETY: used here on records of the current state, the working copy and the journal only, all of which the update
+    // lock keeps alive for as long as the transaction looks at them.
+    unsafe { &record.as_ref().slot }
+}
+
+impl<'a> Transaction<'a> {
+    pub(crate) fn begin(mut lock: Updating<'a>, bracketed: bool) -> Result<Transaction<'a>> {
+        let base = lock.current();
+        let writer = &mut *lock.writer;
+        writer.pool.reserve(Published::lines(lock.shared.limits.nr_address_spaces) * LINE)?;
+        writer.journal.clear();
+        let stamp = writer.next_stamp;
+        let mut editor = Editor { pool: &mut writer.pool, stamp, replaced: None };
+        // SAFETY: the current publication is alive under the update lock.
+        let work = Published::copy_of(&mut editor, unsafe { base.as_ref() });
+        let mut txn = Transaction {
+            lock,
+            base,
+            work,
+            stamp,
+            replaced: Aside::NOTHING,
+            step: 0,
+            refused: None,
+            bracketed,
+            finished: false,
+        };
+        if bracketed {
+            txn.trace(Op::Begin, &Region::default(), Ok(()));
+        }
+        Ok(txn)
+    }
+
+    // ---- staging ----
+
+    /// `KVM_SET_USER_MEMORY_REGION2`: creates, deletes, moves or changes flags.
+    ///
+    /// # Errors
+    /// The kernel's: `EINVAL`, `EEXIST`, `EBADF`, `ENOMEM`. The transaction is as it was.
+    pub fn set_region(&mut self, region: &Region, opaque: *mut c_void) -> Result<()> {
+        self.traced(Op::Set, region, |txn| {
+            let decision = txn.rules().set_region(region, opaque)?;
+            txn.stage(decision)
+        })
+    }
+
+    /// Creates a slot and gives its id; `ID_ANY` takes the lowest free one.
+    ///
+    /// # Errors
+    /// `EEXIST` where the id or a frame is taken, `ENOSPC` where no id is free, otherwise as `set_region`.
+    pub fn create(&mut self, region: &Region, opaque: *mut c_void) -> Result<u16> {
+        let mut id = 0;
+        self.traced(Op::Create, region, |txn| {
+            let decision = txn.rules().create(region, opaque)?;
+            if let Decision::Create(slot) = &decision {
+                id = slot.id;
+            }
+            txn.stage(decision)
+        })?;
+        Ok(id)
+    }
+
+    /// Deletes a slot.
+    ///
+    /// # Errors
+    /// `ENOENT` where there is none, `EINVAL` where there is no such address space, `ENOMEM`.
+    pub fn delete(&mut self, as_id: u16, id: u16) -> Result<()> {
+        self.traced(Op::Delete, &trace::named(as_id, id), |txn| {
+            let decision = txn.rules().delete(as_id, id)?;
+            txn.stage(decision)
+        })
+    }
+
+    /// Moves a slot to other frames.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EEXIST` where another slot is; `EINVAL` as the kernel has it; `ENOMEM`.
+    pub fn move_slot(&mut self, as_id: u16, id: u16, gpa: Gpa) -> Result<()> {
+        let named = Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
+        self.traced(Op::Move, &named, |txn| {
+            let decision = txn.rules().move_slot(as_id, id, gpa)?;
+            txn.stage(decision)
+        })
+    }
+
+    /// Changes a slot's flags, of which only `LOG_DIRTY_PAGES` can change.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EINVAL`, `ENOMEM`.
+    pub fn set_flags(&mut self, as_id: u16, id: u16, flags: u32) -> Result<()> {
+        let named = Region { flags, ..trace::named(as_id, id) };
+        self.traced(Op::Flags, &named, |txn| {
+            let decision = txn.rules().set_flags(as_id, id, flags)?;
+            txn.stage(decision)
+        })
+    }
+
+    /// Gives a slot another size, in bytes; it keeps its first frame, hva, flags and opaque.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EEXIST` where another slot is; `EINVAL` for size 0, a size that `set_region` would refuse, and slots with
+    /// a guest_memfd; `ENOMEM`.
+    pub fn resize(&mut self, as_id: u16, id: u16, size: u64) -> Result<()> {
+        let named = Region { memory_size: size, ..trace::named(as_id, id) };
+        self.traced(Op::Resize, &named, |txn| {
+            let decision = txn.rules().resize(as_id, id, size)?;
+            txn.stage(decision)
+        })
+    }
+
+    /// Cuts a slot in two at `at`, and gives the upper part's id. The lower part keeps id and opaque; the upper gets
+    /// `new_id` (or the lowest free one for `ID_ANY`) and `opaque`.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EINVAL` where `at` is not a page boundary strictly inside the slot, and for slots with a guest_memfd;
+    /// `EEXIST` where the id is taken; `ENOSPC`; `ENOMEM`.
+    pub fn split(&mut self, as_id: u16, id: u16, at: Gpa, new_id: u16, opaque: *mut c_void) -> Result<u16> {
+        let named = Region { guest_phys_addr: at.0, userspace_addr: new_id as u64, ..trace::named(as_id, id) };
+        let mut upper_id = 0;
+        self.traced(Op::Split, &named, |txn| {
+            let (old, lower, upper) = txn.rules().split((as_id, id), at, new_id, opaque)?;
+            txn.reserve(as_id, 2)?;
+            let base = txn.origin(old);
+            txn.apply(Decision::Replace { old, new: lower });
+            let line = txn.apply(Decision::Create(upper));
+            if let (Some(base), Some(line)) = (base, line) {
+                txn.lock.writer.journal[line].kin = Kin::CutFrom(base);
+            }
+            upper_id = upper.id;
+            Ok(())
+        })?;
+        Ok(upper_id)
+    }
+
+    /// Makes one slot of two neighbours, in guest and in host memory, with the same flags. The lower keeps id and opaque; the
+    /// upper one's life ends.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EINVAL` where they are no such neighbours, or too large together; `ENOMEM`.
+    pub fn merge(&mut self, as_id: u16, lower: u16, upper: u16) -> Result<()> {
+        let named = Region { userspace_addr: upper as u64, ..trace::named(as_id, lower) };
+        self.traced(Op::Merge, &named, |txn| {
+            let (low, up, merged) = txn.rules().merge(as_id, lower, upper)?;
+            txn.reserve(as_id, 2)?;
+            let upper_line = txn.apply(Decision::Delete(up));
+            let lower_line = txn.apply(Decision::Replace { old: low, new: merged });
+            if let (Some(upper), Some(lower)) = (upper_line, lower_line) {
+                txn.lock.writer.journal[upper].kin = Kin::AbsorbedBy(lower);
+            }
+            Ok(())
+        })
+    }
+
+    /// The slot that holds a frame in the working copy.
+    pub fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+        // SAFETY: the working copy is alive.
+        unsafe { self.work.as_ref().space(as_id)?.find_gfn(gfn) }.map(|found| slot_of(found.record))
+    }
+
+    /// The slot with an id in the working copy.
+    pub fn find_id(&self, as_id: u16, id: u16) -> Option<&Memslot> {
+        // SAFETY: the working copy is alive.
+        unsafe { self.work.as_ref().space(as_id)?.find_id(id) }.map(slot_of)
+    }
+
+    /// The kernel calls that would make these changes, in an order that the kernel accepts.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn plan(&self) -> Result<Vec<Step>> {
+        plan::steps(&self.differences()?)
+    }
+
+    fn rules(&self) -> crate::change::Rules<'a> {
+        self.lock.rules(self.work)
+    }
+
+    /// Makes a whole new address space of the working copy, which has no changes yet. The error says which region.
+    pub(crate) fn replace_all(
+        &mut self,
+        as_id: u16,
+        regions: &[Region],
+        opaque: impl Fn(usize) -> *mut c_void,
+    ) -> Result<(), (Errno, Option<usize>)> {
+        let base = self.base;
+        let rules = self.lock.rules(base);
+        // SAFETY: the current publication is alive under the update lock.
+        let Some(&old_space) = unsafe { base.as_ref() }.space(as_id) else {
+            return Err((Errno::EINVAL, None));
+        };
+        // The new indexes are built beside the old ones: whatever is left of the old is gone, in whatever order.
+        *self.space_mut(as_id) = Space::empty(old_space.generation);
+        for (index, region) in regions.iter().enumerate() {
+            self.step = index;
+            let at = |errno| (errno, Some(index));
+            if region.as_id() != as_id {
+                return Err(at(Errno::EINVAL));
+            }
+            let (kept, new) = rules.desired(region, opaque(index)).map_err(at)?;
+            if self.find_id(as_id, new.id).is_some() {
+                return Err(at(Errno::EEXIST));
+            }
+            self.rules().may_create(&new).map_err(at)?;
+            self.reserve(as_id, 1).map_err(at)?;
+            self.adopt(kept, new);
+        }
+        self.step = usize::MAX;
+        self.drop_absent(old_space).map_err(|errno| (errno, None))
+    }
+
+    /// Publishes a table without slots, whatever the hooks would say: for the end of a table.
+    pub(crate) fn publish_empty(mut self) -> Result<()> {
+        for as_id in 0..self.lock.shared.limits.nr_address_spaces as u16 {
+            self.replace_all(as_id, &[], |_| std::ptr::null_mut()).map_err(|(errno, _)| errno)?;
+        }
+        if self.has_changes() {
+            self.publish_result(None);
+            self.put_aside();
+        }
+        Ok(())
+    }
+
+    /// Puts a slot into a space that is built anew: the record it has already where nothing changes.
+    fn adopt(&mut self, kept: Option<NonNull<Record>>, new: Memslot) {
+        let shift = self.lock.shared.limits.page_shift;
+        let record = match kept {
+            Some(old) if *slot_of(old) == new => old,
+            _ => {
+                let record = self.new_record(new, self.lock.writer.journal.len());
+                self.lock.writer.journal.push(Staged { old: kept, new: Some(record), kin: Kin::None, step: self.step });
+                record
+            }
+        };
+        let (space, mut editor) = self.edit(new.as_id);
+        // SAFETY: reserved by the caller, who has seen that id and frames are free.
+        unsafe { space.add(&mut editor, record, shift) };
+    }
+
+    /// The slots of `old_space` that have no place in the space built anew are deleted; its nodes are put aside.
+    fn drop_absent(&mut self, old_space: Space) -> Result<()> {
+        let mut walk = old_space.walk_gfn();
+        // SAFETY: the old space is part of the current publication; words of the gfn tree are records.
+        while let Some(record) = unsafe { walk.next_reaching(0) }.and_then(|e| NonNull::new(e.word.cast::<Record>())) {
+            let lives_on = |line: &Staged| line.old == Some(record);
+            let slot = slot_of(record);
+            // SAFETY: the working copy is alive.
+            let now = unsafe { self.work.as_ref().space(slot.as_id).and_then(|space| space.find_id(slot.id)) };
+            let kept =
+                now.is_some_and(|now| now == record || self.line_of(now).map(|at| self.line(at)).is_some_and(lives_on));
+            if !kept {
+                self.lock.writer.journal.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                self.lock.writer.journal.push(Staged { old: Some(record), new: None, kin: Kin::None, step: self.step });
+            }
+        }
+        if self.has_changes() {
+            let replaced = &mut self.replaced;
+            // SAFETY: the working copy refers to none of the old nodes.
+            unsafe {
+                old_space.for_each_node(&|_| false, &mut |node| {
+                    replaced.bytes += node.as_ref().lines as usize * LINE;
+                    replaced.chain.push(node.cast());
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn stage(&mut self, decision: Decision) -> Result<()> {
+        let as_id = match &decision {
+            Decision::Nothing => return Ok(()),
+            Decision::Create(slot) => slot.as_id,
+            Decision::Delete(old) | Decision::Replace { old, .. } => slot_of(*old).as_id,
+        };
+        self.reserve(as_id, 1)?;
+        self.apply(decision);
+        Ok(())
+    }
+
+    /// Reserves what some changes of one space can allocate. Nothing else that stages can fail.
+    fn reserve(&mut self, as_id: u16, changes: usize) -> Result<()> {
+        // SAFETY: the working copy is alive.
+        let bytes = unsafe { self.work.as_ref() }.space(as_id).map_or(0, Space::bytes_to_edit);
+        let writer = &mut *self.lock.writer;
+        writer.journal.try_reserve(changes).map_err(|_| Errno::ENOMEM)?;
+        writer.pool.reserve(2 * changes * bytes)
+    }
+
+    /// Carries a decision out, and gives the slot's line in the journal; none where the slot is of this transaction and
+    /// ends in it.
+    fn apply(&mut self, decision: Decision) -> Option<usize> {
+        match decision {
+            Decision::Nothing => None,
+            Decision::Create(slot) => Some(self.apply_create(slot)),
+            Decision::Delete(old) => self.apply_delete(old),
+            Decision::Replace { old, new } => Some(self.apply_replace(old, new)),
+        }
+    }
+
+    fn apply_create(&mut self, slot: Memslot) -> usize {
+        let line = self.lock.writer.journal.len();
+        let record = self.new_record(slot, line);
+        self.lock.writer.journal.push(Staged { old: None, new: Some(record), kin: Kin::None, step: self.step });
+        let shift = self.lock.shared.limits.page_shift;
+        let (space, mut editor) = self.edit(slot.as_id);
+        // SAFETY: reserved by stage(); the rules have seen that id and frames are free.
+        unsafe { space.add(&mut editor, record, shift) };
+        line
+    }
+
+    fn apply_delete(&mut self, old: NonNull<Record>) -> Option<usize> {
+        let shift = self.lock.shared.limits.page_shift;
+        let (space, mut editor) = self.edit(slot_of(old).as_id);
+        // SAFETY: reserved by stage(); the rules have found the slot in the working copy.
+        unsafe { space.remove(&mut editor, old, shift) };
+        let Some(line) = self.line_of(old) else {
+            self.lock.writer.journal.push(Staged { old: Some(old), new: None, kin: Kin::None, step: self.step });
+            return Some(self.lock.writer.journal.len() - 1);
+        };
+        self.free_record(old);
+        let staged = &mut self.lock.writer.journal[line];
+        (staged.new, staged.kin) = (None, Kin::None);
+        staged.old.map(|_| line)
+    }
+
+    fn apply_replace(&mut self, old: NonNull<Record>, new: Memslot) -> usize {
+        let line = self.line_of(old);
+        let before = line.and_then(|line| self.line(line).old);
+        let back = before.filter(|before| *slot_of(*before) == new);
+        let at = line.unwrap_or(self.lock.writer.journal.len());
+        // Back where it began: the very record again, and nothing to tell.
+        let record = back.unwrap_or_else(|| self.new_record(new, at));
+        let shift = self.lock.shared.limits.page_shift;
+        let (space, mut editor) = self.edit(new.as_id);
+        // SAFETY: reserved by stage(); the rules have found the old slot and seen that the new frames are free.
+        unsafe { space.replace(&mut editor, old, record, shift) };
+        let Some(line) = line else {
+            self.lock.writer.journal.push(Staged {
+                old: Some(old),
+                new: Some(record),
+                kin: Kin::None,
+                step: self.step,
+            });
+            return at;
+        };
+        self.free_record(old);
+        let staged = &mut self.lock.writer.journal[line];
+        match back {
+            Some(_) => *staged = Staged { old: None, new: None, kin: Kin::None, step: staged.step },
+            None => staged.new = Some(record),
+        }
+        line
+    }
+
+    /// The working copy's space, and the right to change it.
+    fn edit(&mut self, as_id: u16) -> (&mut Space, Editor<'_>) {
+        let editor = Editor { pool: &mut self.lock.writer.pool, stamp: self.stamp, replaced: Some(&mut self.replaced) };
+        // SAFETY: the working copy is this transaction's alone until it is published.
+        let space = &mut unsafe { self.work.as_mut() }.spaces_mut()[as_id as usize];
+        (space, editor)
+    }
+
+    fn space_mut(&mut self, as_id: u16) -> &mut Space {
+        self.edit(as_id).0
+    }
+
+    /// A record for a line of the journal, from reserved memory.
+    fn new_record(&mut self, slot: Memslot, line: usize) -> NonNull<Record> {
+        let record = self.lock.writer.pool.alloc(RECORD_LINES).cast::<Record>();
+        // SAFETY: fresh memory of that size.
+        unsafe { record.write(Record { link: Link::stamped(self.stamp + line as u64), slot }) };
+        record
+    }
+
+    /// Frees a record that this transaction made and the working copy has let go of.
+    fn free_record(&mut self, record: NonNull<Record>) {
+        // SAFETY: never published.
+        unsafe { self.lock.writer.pool.free(record.cast(), RECORD_LINES) };
+    }
+
+    /// The line of a record that this transaction made.
+    fn line_of(&self, record: NonNull<Record>) -> Option<usize> {
+        // SAFETY: alive, and links are the update lock's.
+        let stamp = unsafe { record.as_ref().link.stamp() };
+        let line = stamp.checked_sub(self.stamp)? as usize;
+        (self.lock.writer.journal.get(line)?.new == Some(record)).then_some(line)
+    }
+
+    fn line(&self, line: usize) -> &Staged {
+        &self.lock.writer.journal[line]
+    }
+
+    /// The record in the current state that a slot's frames belong to, as far as this transaction knows.
+    fn origin(&self, record: NonNull<Record>) -> Option<NonNull<Record>> {
+        let Some(line) = self.line_of(record) else { return Some(record) };
+        match self.line(line) {
+            Staged { old: Some(old), .. } => Some(*old),
+            Staged { kin: Kin::CutFrom(base), .. } => Some(*base),
+            _ => None,
+        }
+    }
+
+    // ---- what came of it ----
+
+    fn journal(&self) -> impl Iterator<Item = &Staged> {
+        self.lock.writer.journal.iter().filter(|line| line.old.is_some() || line.new.is_some())
+    }
+
+    fn has_changes(&self) -> bool {
+        self.journal().next().is_some()
+    }
+
+    fn differences(&self) -> Result<Vec<Difference>> {
+        let shift = self.lock.shared.limits.page_shift;
+        let region = |record: Option<NonNull<Record>>| record.map(|record| Region::of(slot_of(record), shift));
+        let mut differences = Vec::new();
+        differences.try_reserve_exact(self.journal().count()).map_err(|_| Errno::ENOMEM)?;
+        differences.extend(self.journal().map(|line| Difference { old: region(line.old), new: region(line.new) }));
+        Ok(differences)
+    }
+
+    /// What the hooks are told.
+    fn changes(&self) -> Result<Vec<Change<'a>>> {
+        let mut changes = Vec::new();
+        changes.try_reserve_exact(self.journal().count()).map_err(|_| Errno::ENOMEM)?;
+        changes.extend(self.journal().map(|line| self.change(line)));
+        Ok(changes)
+    }
+
+    fn change(&self, line: &Staged) -> Change<'a> {
+        let covers = |whole: &Memslot, part: &Memslot| {
+            let ahead = part.base_gfn.wrapping_sub(whole.base_gfn);
+            let hva = whole.userspace_addr.wrapping_add(ahead << self.lock.shared.limits.page_shift);
+            ahead < whole.npages && part.end_gfn() <= whole.end_gfn() && hva == part.userspace_addr
+        };
+        let (old, new) = (line.old.map(slot_of), line.new.map(slot_of));
+        match (old, new) {
+            (Some(old), Some(new)) => {
+                Change { kind: kind_of_change(old, new), old_slot: Some(old), new_slot: Some(new) }
+            }
+            (Some(old), None) => match self.heir(line).filter(|heir| covers(heir, old)) {
+                Some(heir) => Change { kind: Kind::Merge, old_slot: Some(old), new_slot: Some(heir) },
+                None => Change { kind: Kind::Delete, old_slot: Some(old), new_slot: None },
+            },
+            (None, new) => match (line.kin, new) {
+                (Kin::CutFrom(base), Some(new)) if covers(slot_of(base), new) => {
+                    Change { kind: Kind::Split, old_slot: Some(slot_of(base)), new_slot: Some(new) }
+                }
+                _ => Change { kind: Kind::Create, old_slot: None, new_slot: new },
+            },
+        }
+    }
+
+    /// The slot that has a merged slot's frames in the end.
+    fn heir(&self, line: &Staged) -> Option<&'a Memslot> {
+        let Kin::AbsorbedBy(mut line) = line.kin else { return None };
+        loop {
+            match self.line(line) {
+                Staged { new: Some(heir), .. } => return Some(slot_of(*heir)),
+                Staged { kin: Kin::AbsorbedBy(next), .. } => line = *next,
+                _ => return None,
+            }
+        }
+    }
+
+    /// Whether readers must first be told that the slot is on its way: what derives from its frames goes stale. Not where
+    /// all of them stay where they were, under this slot or another.
+    fn needs_flush(&self, change: &Change) -> bool {
+        match (change.kind, change.old_slot) {
+            (Kind::Delete | Kind::Move, _) => true,
+            (Kind::Resize, Some(old)) => !self.still_mapped(old),
+            _ => false,
+        }
+    }
+
+    fn still_mapped(&self, old: &Memslot) -> bool {
+        let shift = self.lock.shared.limits.page_shift;
+        let mut gfn = Gfn(old.base_gfn);
+        while gfn < old.end_gfn() {
+            let hva = old.userspace_addr + ((gfn.0 - old.base_gfn) << shift);
+            match self.find_gfn(old.as_id, gfn) {
+                Some(now) if now.userspace_addr + ((gfn.0 - now.base_gfn) << shift) == hva => gfn = now.end_gfn(),
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    // ---- the end ----
+
+    /// Publishes the changes: all at once, for every reader. At most two publications, whatever their number: where a
+    /// `flush` hook is there and something goes or moves, first one that says so.
+    ///
+    /// # Errors
+    /// What a hook or the attached VM refused with; `EDEADLK` where it would have to wait for readers and this thread is in a
+    /// read-side section; `ENOMEM`. Everything is as before then, but for the generation: two steps where the first
+    /// publication was made, none otherwise.
+    pub fn commit(mut self) -> Result<()> {
+        self.commit_in_place()
+    }
+
+    fn commit_in_place(&mut self) -> Result<()> {
+        let result = self.try_commit();
+        if self.bracketed {
+            self.trace(Op::Commit, &Region::default(), result);
+            self.bracketed = false;
+        }
+        result
+    }
+
+    /// The same, and where it is refused, for which step.
+    pub(crate) fn commit_list(&mut self) -> Result<(), (Errno, Option<usize>)> {
+        let result = self.commit_in_place();
+        result.map_err(|errno| (errno, self.refused.filter(|step| *step != usize::MAX)))
+    }
+
+    /// Throws the changes away. So does dropping the transaction.
+    pub fn abort(self) {}
+
+    /// On success the working copy is published, or gone where nothing changed.
+    pub(crate) fn try_commit(&mut self) -> Result<()> {
+        if !self.has_changes() {
+            self.throw_away();
+            return Ok(());
+        }
+        let shared = self.lock.shared;
+        let hooks = shared.hooks.as_deref();
+        let attached = self.lock.writer.backend.is_some();
+        let changes = if hooks.is_some() { self.changes()? } else { Vec::new() };
+        let steps = if attached { self.plan()? } else { Vec::new() };
+        let flushes = hooks.is_some_and(|hooks| hooks.wants_flush()) && changes.iter().any(|c| self.needs_flush(c));
+        let over_limit = shared.max_garbage > 0 && self.lock.writer.lane.garbage().0 > shared.max_garbage;
+        let waits = shared.sync || over_limit;
+        if (flushes || waits) && shared.in_section() {
+            return Err(Errno::EDEADLK);
+        }
+        let view = if flushes { Some(self.make_invalid_view(&changes)?) } else { None };
+        if let (Some(view), Some(hooks)) = (&view, hooks) {
+            self.publish(view.root);
+            self.lock.wait_for_readers();
+            self.invalid_records(view).for_each(|record| hooks.flush(slot_of(record)));
+        }
+        if let Err(errno) = self.prepare(hooks, &changes, &steps) {
+            if let Some(view) = view {
+                self.take_back(view);
+            }
+            return Err(errno);
+        }
+        self.publish_result(view);
+        if let Some(hooks) = hooks {
+            changes.iter().for_each(|change| hooks.commit(change));
+        }
+        self.put_aside();
+        self.lock.tidy(waits);
+        Ok(())
+    }
+
+    /// The hooks' and the real VM's consent. Where one refuses, all that was prepared is taken back.
+    fn prepare(&mut self, hooks: Option<&dyn Hooks>, changes: &[Change], steps: &[Step]) -> Result<()> {
+        let cancel = |upto: usize| {
+            let hooks = hooks.into_iter();
+            hooks.for_each(|hooks| changes[..upto].iter().rev().for_each(|change| hooks.cancel(change)));
+        };
+        for (index, change) in changes.iter().enumerate() {
+            if let Err(errno) = hooks.map_or(Ok(()), |hooks| hooks.prepare(change)) {
+                cancel(index);
+                let step = self.journal().nth(index).map(|line| line.step);
+                self.refused = step;
+                return Err(errno);
+            }
+        }
+        let Some(backend) = &mut self.lock.writer.backend else { return Ok(()) };
+        backend.run(steps).map_err(|(errno, index)| {
+            cancel(changes.len());
+            let slot = steps[index].region().slot;
+            let is_it = |line: &&Staged| line.new.or(line.old).is_some_and(|record| key_of(slot_of(record)) == slot);
+            let step = self.journal().find(is_it).map(|line| line.step);
+            self.refused = step;
+            errno
+        })
+    }
+
+    fn publish(&mut self, new: NonNull<Published>) {
+        self.lock.shared.current.publish(new);
+        self.lock.writer.publications += 1;
+    }
+
+    /// One step of a space's generation.
+    fn generation_step(&self) -> u64 {
+        self.lock.shared.limits.nr_address_spaces as u64
+    }
+
+    // ---- the INVALID phase ----
+
+    /// A copy of the current state in which the slots that go or move are INVALID, where they are.
+    fn make_invalid_view(&mut self, changes: &[Change]) -> Result<InvalidView> {
+        let base = self.base;
+        let stamp = self.stamp + self.lock.writer.journal.len() as u64;
+        let root_lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
+        self.lock.writer.pool.reserve(2 * root_lines * LINE)?;
+        // The current state's nodes stay in use: nothing is put aside.
+        let mut editor = Editor { pool: &mut self.lock.writer.pool, stamp, replaced: None };
+        // SAFETY: the current publication is alive under the update lock.
+        let (root, again) =
+            unsafe { (Published::copy_of(&mut editor, base.as_ref()), Published::copy_of(&mut editor, base.as_ref())) };
+        let mut view = InvalidView { root, again, stamp, spaces: 0 };
+        for change in changes {
+            let Some(old) = change.old_slot.filter(|_| self.needs_flush(change)) else { continue };
+            if let Err(errno) = self.mark_invalid(&mut view, old) {
+                self.free_invalid_view(view);
+                return Err(errno);
+            }
+        }
+        let (step, spaces) = (self.generation_step(), view.spaces);
+        for (as_id, space) in view.root_mut().spaces_mut().iter_mut().enumerate() {
+            space.generation += step * (spaces >> as_id & 1);
+        }
+        Ok(view)
+    }
+
+    fn mark_invalid(&mut self, view: &mut InvalidView, old: &Memslot) -> Result<()> {
+        let pool = &mut self.lock.writer.pool;
+        let stamp = view.stamp;
+        let space = &mut view.root_mut().spaces_mut()[old.as_id as usize];
+        pool.reserve(space.bytes_to_edit())?;
+        let record = pool.alloc(RECORD_LINES).cast::<Record>();
+        let slot = Memslot { flags: old.flags | INVALID, ..*old };
+        // SAFETY: fresh memory of that size.
+        unsafe { record.write(Record { link: Link::stamped(stamp), slot }) };
+        // SAFETY: reserved; the slot is in the current state, of which the view is a copy.
+        unsafe { space.mark(&mut Editor { pool, stamp, replaced: None }, record) };
+        view.spaces |= 1 << old.as_id;
+        Ok(())
+    }
+
+    /// The records that the view has instead of the current state's, in the order of the changes.
+    fn invalid_records<'s>(&'s self, view: &'s InvalidView) -> impl Iterator<Item = NonNull<Record>> + 's {
+        self.journal().filter_map(|line| line.old).filter_map(|old| {
+            let old = slot_of(old);
+            // SAFETY: the view is alive until it is put aside or freed.
+            let record = unsafe { view.root.as_ref().space(old.as_id)?.find_id(old.id) }?;
+            slot_of(record).is_invalid().then_some(record)
+        })
+    }
+
+    /// Frees a view that was never published.
+    fn free_invalid_view(&mut self, view: InvalidView) {
+        for index in 0..self.lock.writer.journal.len() {
+            let Some(old) = self.line(index).old.map(slot_of) else { continue };
+            // SAFETY: as in invalid_records().
+            let record = unsafe { view.root.as_ref().space(old.as_id).and_then(|space| space.find_id(old.id)) };
+            if let Some(record) = record.filter(|record| slot_of(*record).is_invalid()) {
+                // The record is found by its id only: the nodes that lead to it go later.
+                self.free_record(record);
+            }
+        }
+        let pool = &mut self.lock.writer.pool;
+        view.for_each_own_node(|node| {
+            // SAFETY: made for the view, which nobody has seen.
+            unsafe { pool.free(node.cast(), node.as_ref().lines as usize) }
+        });
+        let lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
+        // SAFETY: as above.
+        unsafe {
+            self.lock.writer.pool.free(view.root.cast(), lines);
+            self.lock.writer.pool.free(view.again.cast(), lines);
+        }
+    }
+
+    /// After a refusal: the old content again, as a publication of its own.
+    fn take_back(&mut self, view: InvalidView) {
+        let mut again = view.again;
+        let step = self.generation_step();
+        // SAFETY: not published yet.
+        for (as_id, space) in unsafe { again.as_mut() }.spaces_mut().iter_mut().enumerate() {
+            space.generation += 2 * step * (view.spaces >> as_id & 1);
+        }
+        self.publish(again);
+        self.retire_view(&view);
+        // SAFETY: `again` has taken its place; its nodes live on in that.
+        unsafe { self.lock.writer.lane.retire(self.base.cast()) };
+    }
+
+    /// Puts aside a view that was published, and is not any more.
+    fn retire_view(&mut self, view: &InvalidView) {
+        for index in 0..self.lock.writer.journal.len() {
+            let Some(old) = self.line(index).old.map(slot_of) else { continue };
+            // SAFETY: as in invalid_records().
+            let record = unsafe { view.root.as_ref().space(old.as_id).and_then(|space| space.find_id(old.id)) };
+            if let Some(record) = record.filter(|record| slot_of(*record).is_invalid()) {
+                // SAFETY: in the view only, which is not current any more. A slot has one line with an old record.
+                unsafe { self.lock.writer.lane.retire_record(record, false) };
+            }
+        }
+        let lane = &mut self.lock.writer.lane;
+        // SAFETY: made for the view and part of nothing else.
+        view.for_each_own_node(|node| unsafe { lane.retire(node) });
+        // SAFETY: as above.
+        unsafe { self.lock.writer.lane.retire(view.root.cast()) };
+    }
+
+    // ---- the result ----
+
+    fn publish_result(&mut self, view: Option<InvalidView>) {
+        let step = self.generation_step();
+        let changed = self.journal().filter_map(|line| line.new.or(line.old));
+        let spaces = changed.fold(0u64, |spaces, record| spaces | 1 << slot_of(record).as_id);
+        let flushed = view.as_ref().map_or(0, |view| view.spaces);
+        // SAFETY: the working copy is not published yet.
+        for (as_id, space) in unsafe { self.work.as_mut() }.spaces_mut().iter_mut().enumerate() {
+            space.generation += step * ((spaces >> as_id & 1) + (flushed >> as_id & 1));
+        }
+        self.publish(self.work);
+        self.finished = true;
+        if let Some(view) = view {
+            self.retire_view(&view);
+            let lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
+            // SAFETY: never published.
+            unsafe { self.lock.writer.pool.free(view.again.cast(), lines) };
+        }
+    }
+
+    /// What the result has replaced waits for the readers.
+    fn put_aside(&mut self) {
+        let writer = &mut *self.lock.writer;
+        let has_release = self.lock.shared.hooks.is_some();
+        writer.lane.retire_all(&mut self.replaced);
+        // SAFETY: the base is not current any more, nor are the records that have been replaced.
+        unsafe {
+            writer.lane.retire(self.base.cast());
+            for Staged { old, new, .. } in &writer.journal {
+                if let Some(old) = old {
+                    writer.lane.retire_record(*old, has_release && new.is_none());
+                }
+            }
+        }
+    }
+
+    /// Frees the working copy. The current state is what it was.
+    fn throw_away(&mut self) {
+        self.finished = true;
+        let (stamp, writer) = (self.stamp, &mut *self.lock.writer);
+        let Writer { pool, journal, .. } = writer;
+        // SAFETY: nodes and records that this transaction made are in no publication; the base's are passed by.
+        unsafe {
+            for space in self.work.as_ref().spaces() {
+                let foreign = |head: &Head| head.link.stamp() != stamp;
+                space.for_each_node(&foreign, &mut |node| pool.free(node.cast(), node.as_ref().lines as usize));
+            }
+            for record in journal.iter().filter_map(|line| line.new) {
+                pool.free(record.cast(), RECORD_LINES);
+            }
+            pool.free(self.work.cast(), Published::lines(self.lock.shared.limits.nr_address_spaces));
+        }
+    }
+
+    // ---- the trace ----
+
+    /// Runs one step, and writes a line about it where a trace is on.
+    fn traced(&mut self, op: Op, region: &Region, step: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let result = step(self);
+        self.step += 1;
+        if self.bracketed {
+            self.trace(op, region, result);
+        }
+        result
+    }
+
+    pub(crate) fn trace(&mut self, op: Op, region: &Region, result: Result<()>) {
+        let base = self.lock.current();
+        // SAFETY: the current publication is alive under the update lock.
+        let generation = unsafe { base.as_ref() }.space(region.as_id()).map_or(0, |space| space.generation);
+        if let Some(trace) = &mut self.lock.writer.trace {
+            trace.line(generation, op, region, result);
+        }
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        // After a panic in the middle of a change the working copy may be anything: it is lost, and the table poisoned.
+        if !self.finished && !std::thread::panicking() {
+            self.throw_away();
+            if self.bracketed {
+                self.trace(Op::Abort, &Region::default(), Ok(()));
+            }
+        }
+        let writer = &mut *self.lock.writer;
+        // Beyond every stamp that this transaction gave: its own, a record a line, and an invalid view's.
+        writer.next_stamp = self.stamp + writer.journal.len() as u64 + 1;
+    }
+}
+
+/// The first publication of a commit that deletes or moves.
+struct InvalidView {
+    root: NonNull<Published>,
+    /// The old content once more, for when the update is refused.
+    again: NonNull<Published>,
+    stamp: u64,
+    /// Bit i: space i differs from the current state.
+    spaces: u64,
+}
+
+impl InvalidView {
+    fn root_mut(&mut self) -> &mut Published {
+        // SAFETY: called before it is published only.
+        unsafe { self.root.as_mut() }
+    }
+
+    fn for_each_own_node(&self, mut visit: impl FnMut(NonNull<Head>)) {
+        // SAFETY: the view is alive; links are read under the update lock, and no node is looked at after its visit.
+        unsafe {
+            for space in self.root.as_ref().spaces() {
+                space.for_each_node(&|head| head.link.stamp() != self.stamp, &mut visit);
+            }
+        }
+    }
+}
+
+/// Address space and id in one, as a region has them.
+fn key_of(slot: &Memslot) -> u32 {
+    slot.id as u32 | (slot.as_id as u32) << 16
+}
+
+fn kind_of_change(old: &Memslot, new: &Memslot) -> Kind {
+    if old.npages != new.npages {
+        return Kind::Resize;
+    }
+    match old.base_gfn == new.base_gfn {
+        true => Kind::FlagsOnly,
+        false => Kind::Move,
+    }
+}
