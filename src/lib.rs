@@ -26,6 +26,7 @@
 
 mod capi;
 mod change;
+mod commit;
 mod epoch;
 mod hooks;
 mod index;

@@ -85,15 +85,15 @@ pub(crate) fn steps(differences: &[Difference]) -> Result<Vec<Step>> {
     Ok(planner.steps)
 }
 
-type Range = std::ops::Range<u128>;
+type Place = std::ops::Range<u128>;
 
 /// Where a region is, with the address space in front so that spaces never meet. Ends at 2^64 fit.
-fn place(region: &Region) -> Range {
+fn place(region: &Region) -> Place {
     let start = (region.as_id() as u128) << 65 | region.guest_phys_addr as u128;
     start..start + region.memory_size as u128
 }
 
-fn meet(a: &Range, b: &Range) -> bool {
+fn meet(a: &Place, b: &Place) -> bool {
     a.start < b.end && b.start < a.end
 }
 

@@ -40,7 +40,6 @@ struct Hot {
 }
 
 /// One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
-#[repr(C)]
 pub struct Reader {
     hot: Hot,
     presence: Box<Presence>,
@@ -49,6 +48,9 @@ pub struct Reader {
     handle: ManuallyDrop<LocalHandle>,
     shared: Arc<Shared>,
 }
+
+// The inline lookup takes a reader for its hot part.
+const _: () = assert!(std::mem::offset_of!(Reader, hot) == 0);
 
 // SAFETY: nothing in a reader has a tie to the thread that made it (a LocalHandle and its guard use no thread-local
 // storage), and a Section borrows it, so that it cannot be sent away while one is open. It is not Sync.

@@ -98,6 +98,8 @@ pub(crate) struct Shared {
     updating: AtomicUsize,
     /// Whether it is waiting for readers.
     waiting: AtomicBool,
+    /// The process that made the table. In a forked child the other threads are gone, with what they held.
+    pid: u32,
 }
 
 // SAFETY: the raw pointers inside (current publication, ripe bags) lead to objects that are only changed under the update
@@ -136,6 +138,7 @@ impl Shared {
             writer: Mutex::new(writer),
             updating: AtomicUsize::new(0),
             waiting: AtomicBool::new(false),
+            pid: std::process::id(),
         })
     }
 
@@ -176,6 +179,11 @@ impl Shared {
         }
     }
 
+    /// Whether this is a child that the table's process forked. It may only free.
+    pub(crate) fn is_forked(&self) -> bool {
+        std::process::id() != self.pid
+    }
+
     // ---- who is reading ----
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
@@ -191,6 +199,10 @@ impl Shared {
     }
 
     pub(crate) fn leave(&self, presence: NonNull<Presence>) {
+        if self.is_forked() {
+            // The lock may have been held when the process forked; and nobody looks at the registry any more.
+            return;
+        }
         self.registry().0.retain(|other| *other != presence);
     }
 
@@ -297,7 +309,12 @@ impl Drop for Shared {
         };
         *self.waiter.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
         let poisoned = self.writer.is_poisoned();
+        let cut_off = self.is_forked() && self.updating.load(Ordering::Relaxed) != 0;
         let writer = self.writer.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if cut_off {
+            // Another thread was in the middle of an update when the process forked. The memory goes, unlooked at.
+            return writer.pool.expect_leaks();
+        }
         writer.lane.close(&mut self.domain, &mut writer.pool, &mut release);
         // SAFETY: nobody reads or updates any more.
         unsafe { free_publication(self.current.root(), &mut writer.pool, &mut release) };

@@ -408,7 +408,8 @@ impl Refused {
 impl Drop for Memslots {
     fn drop(&mut self) {
         // With readers left, what they may see goes now as far as it can; the rest goes with the last of them.
-        if Arc::strong_count(&self.shared) > 1 && !self.shared.in_section() {
+        let readers_left = Arc::strong_count(&self.shared) > 1;
+        if readers_left && !self.shared.is_forked() && !self.shared.in_section() {
             let _ = self.clear();
             let _ = self.synchronize();
         }

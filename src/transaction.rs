@@ -9,17 +9,14 @@
 //! what it was in the current state, what it is in the working copy. A record made here carries the stamp of its line,
 //! which is how a second change of the same slot finds it.
 //!
-//! **Committing** goes through the kernel's phases: publish deleted and moved slots as INVALID, wait for readers, flush;
-//! prepare; the real VM, where there is one; publish the result; commit; put aside what was replaced. Up to that last
-//! publication it can be undone.
+//! **Committing** is `commit.rs`; throwing away frees what this transaction made, and nothing else has changed.
 
 use crate::change::Decision;
-use crate::hooks::{Change, Hooks, Kind};
 use crate::index::pool::LINE;
 use crate::index::{Aside, Editor, Head, Link};
 use crate::plan::{self, Difference, Step};
 use crate::shared::{Updating, Writer};
-use crate::slot::{Errno, Gfn, Gpa, Memslot, Region, Result, INVALID};
+use crate::slot::{Errno, Gfn, Gpa, Memslot, Region, Result};
 use crate::snapshot::{Published, Record, Space, RECORD_LINES};
 use crate::trace::{self, Op};
 use std::ffi::c_void;
@@ -28,11 +25,11 @@ use std::ptr::NonNull;
 /// A line of the journal. Neither old nor new: the changes came to nothing.
 #[derive(Clone, Copy)]
 pub(crate) struct Staged {
-    old: Option<NonNull<Record>>,
-    new: Option<NonNull<Record>>,
-    kin: Kin,
+    pub(crate) old: Option<NonNull<Record>>,
+    pub(crate) new: Option<NonNull<Record>>,
+    pub(crate) kin: Kin,
     /// Which of the transaction's steps began it.
-    step: usize,
+    pub(crate) step: usize,
 }
 
 // SAFETY: the records belong to the table whose update lock protects the journal.
@@ -40,7 +37,7 @@ unsafe impl Send for Staged {}
 
 /// Where a slot's frames came from, or went to, when it was split or merged.
 #[derive(Clone, Copy)]
-enum Kin {
+pub(crate) enum Kin {
     None,
     /// Of a new slot: the record in the current state that it was cut out of.
     CutFrom(NonNull<Record>),
@@ -53,24 +50,24 @@ enum Kin {
 /// It holds the table's update lock: other threads' updates wait for it, and another update by this thread is refused
 /// with `EDEADLK`.
 pub struct Transaction<'a> {
-    lock: Updating<'a>,
+    pub(crate) lock: Updating<'a>,
     /// The current state when the transaction began; so it stays, but for an INVALID phase.
-    base: NonNull<Published>,
-    work: NonNull<Published>,
+    pub(crate) base: NonNull<Published>,
+    pub(crate) work: NonNull<Published>,
     /// Of this transaction's nodes, and of the journal's first record.
-    stamp: u64,
-    replaced: Aside,
+    pub(crate) stamp: u64,
+    pub(crate) replaced: Aside,
     /// Steps staged so far, those that came to nothing included.
     step: usize,
     /// The step whose change the commit was refused for.
-    refused: Option<usize>,
+    pub(crate) refused: Option<usize>,
     /// Whether a trace gets lines for the steps and the end; a single update is one line.
     bracketed: bool,
     /// The working copy is published, or gone.
-    finished: bool,
+    pub(crate) finished: bool,
 }
 
-fn slot_of<'a>(record: NonNull<Record>) -> &'a Memslot {
+pub(crate) fn slot_of<'a>(record: NonNull<Record>) -> &'a Memslot {
     // SAFETY: used here on records of the current state, the working copy and the journal only, all of which the update
     // lock keeps alive for as long as the transaction looks at them.
     unsafe { &record.as_ref().slot }
@@ -277,18 +274,15 @@ impl<'a> Transaction<'a> {
             self.adopt(kept, new);
         }
         self.step = usize::MAX;
-        self.drop_absent(old_space).map_err(|errno| (errno, None))
+        self.drop_absent(old_space).and_then(|()| self.trace_differences()).map_err(|errno| (errno, None))
     }
 
-    /// Publishes a table without slots, whatever the hooks would say: for the end of a table.
-    pub(crate) fn publish_empty(mut self) -> Result<()> {
-        for as_id in 0..self.lock.shared.limits.nr_address_spaces as u16 {
-            self.replace_all(as_id, &[], |_| std::ptr::null_mut()).map_err(|(errno, _)| errno)?;
+    /// A replacement's lines in the trace are the calls that come to the same.
+    fn trace_differences(&mut self) -> Result<()> {
+        if !self.bracketed || self.lock.writer.trace.is_none() {
+            return Ok(());
         }
-        if self.has_changes() {
-            self.publish_result(None);
-            self.put_aside();
-        }
+        self.plan()?.iter().for_each(|step| self.trace(Op::Set, &step.region(), Ok(())));
         Ok(())
     }
 
@@ -354,7 +348,7 @@ impl<'a> Transaction<'a> {
         let bytes = unsafe { self.work.as_ref() }.space(as_id).map_or(0, Space::bytes_to_edit);
         let writer = &mut *self.lock.writer;
         writer.journal.try_reserve(changes).map_err(|_| Errno::ENOMEM)?;
-        writer.pool.reserve(2 * changes * bytes)
+        writer.pool.reserve(changes * bytes)
     }
 
     /// Carries a decision out, and gives the slot's line in the journal; none where the slot is of this transaction and
@@ -431,7 +425,7 @@ impl<'a> Transaction<'a> {
         (space, editor)
     }
 
-    fn space_mut(&mut self, as_id: u16) -> &mut Space {
+    pub(crate) fn space_mut(&mut self, as_id: u16) -> &mut Space {
         self.edit(as_id).0
     }
 
@@ -444,7 +438,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Frees a record that this transaction made and the working copy has let go of.
-    fn free_record(&mut self, record: NonNull<Record>) {
+    pub(crate) fn free_record(&mut self, record: NonNull<Record>) {
         // SAFETY: never published.
         unsafe { self.lock.writer.pool.free(record.cast(), RECORD_LINES) };
     }
@@ -457,7 +451,7 @@ impl<'a> Transaction<'a> {
         (self.lock.writer.journal.get(line)?.new == Some(record)).then_some(line)
     }
 
-    fn line(&self, line: usize) -> &Staged {
+    pub(crate) fn line(&self, line: usize) -> &Staged {
         &self.lock.writer.journal[line]
     }
 
@@ -473,11 +467,11 @@ impl<'a> Transaction<'a> {
 
     // ---- what came of it ----
 
-    fn journal(&self) -> impl Iterator<Item = &Staged> {
+    pub(crate) fn journal(&self) -> impl Iterator<Item = &Staged> {
         self.lock.writer.journal.iter().filter(|line| line.old.is_some() || line.new.is_some())
     }
 
-    fn has_changes(&self) -> bool {
+    pub(crate) fn has_changes(&self) -> bool {
         self.journal().next().is_some()
     }
 
@@ -488,73 +482,6 @@ impl<'a> Transaction<'a> {
         differences.try_reserve_exact(self.journal().count()).map_err(|_| Errno::ENOMEM)?;
         differences.extend(self.journal().map(|line| Difference { old: region(line.old), new: region(line.new) }));
         Ok(differences)
-    }
-
-    /// What the hooks are told.
-    fn changes(&self) -> Result<Vec<Change<'a>>> {
-        let mut changes = Vec::new();
-        changes.try_reserve_exact(self.journal().count()).map_err(|_| Errno::ENOMEM)?;
-        changes.extend(self.journal().map(|line| self.change(line)));
-        Ok(changes)
-    }
-
-    fn change(&self, line: &Staged) -> Change<'a> {
-        let covers = |whole: &Memslot, part: &Memslot| {
-            let ahead = part.base_gfn.wrapping_sub(whole.base_gfn);
-            let hva = whole.userspace_addr.wrapping_add(ahead << self.lock.shared.limits.page_shift);
-            ahead < whole.npages && part.end_gfn() <= whole.end_gfn() && hva == part.userspace_addr
-        };
-        let (old, new) = (line.old.map(slot_of), line.new.map(slot_of));
-        match (old, new) {
-            (Some(old), Some(new)) => {
-                Change { kind: kind_of_change(old, new), old_slot: Some(old), new_slot: Some(new) }
-            }
-            (Some(old), None) => match self.heir(line).filter(|heir| covers(heir, old)) {
-                Some(heir) => Change { kind: Kind::Merge, old_slot: Some(old), new_slot: Some(heir) },
-                None => Change { kind: Kind::Delete, old_slot: Some(old), new_slot: None },
-            },
-            (None, new) => match (line.kin, new) {
-                (Kin::CutFrom(base), Some(new)) if covers(slot_of(base), new) => {
-                    Change { kind: Kind::Split, old_slot: Some(slot_of(base)), new_slot: Some(new) }
-                }
-                _ => Change { kind: Kind::Create, old_slot: None, new_slot: new },
-            },
-        }
-    }
-
-    /// The slot that has a merged slot's frames in the end.
-    fn heir(&self, line: &Staged) -> Option<&'a Memslot> {
-        let Kin::AbsorbedBy(mut line) = line.kin else { return None };
-        loop {
-            match self.line(line) {
-                Staged { new: Some(heir), .. } => return Some(slot_of(*heir)),
-                Staged { kin: Kin::AbsorbedBy(next), .. } => line = *next,
-                _ => return None,
-            }
-        }
-    }
-
-    /// Whether readers must first be told that the slot is on its way: what derives from its frames goes stale. Not where
-    /// all of them stay where they were, under this slot or another.
-    fn needs_flush(&self, change: &Change) -> bool {
-        match (change.kind, change.old_slot) {
-            (Kind::Delete | Kind::Move, _) => true,
-            (Kind::Resize, Some(old)) => !self.still_mapped(old),
-            _ => false,
-        }
-    }
-
-    fn still_mapped(&self, old: &Memslot) -> bool {
-        let shift = self.lock.shared.limits.page_shift;
-        let mut gfn = Gfn(old.base_gfn);
-        while gfn < old.end_gfn() {
-            let hva = old.userspace_addr + ((gfn.0 - old.base_gfn) << shift);
-            match self.find_gfn(old.as_id, gfn) {
-                Some(now) if now.userspace_addr + ((gfn.0 - now.base_gfn) << shift) == hva => gfn = now.end_gfn(),
-                _ => return false,
-            }
-        }
-        true
     }
 
     // ---- the end ----
@@ -588,227 +515,8 @@ impl<'a> Transaction<'a> {
     /// Throws the changes away. So does dropping the transaction.
     pub fn abort(self) {}
 
-    /// On success the working copy is published, or gone where nothing changed.
-    pub(crate) fn try_commit(&mut self) -> Result<()> {
-        if !self.has_changes() {
-            self.throw_away();
-            return Ok(());
-        }
-        let shared = self.lock.shared;
-        let hooks = shared.hooks.as_deref();
-        let attached = self.lock.writer.backend.is_some();
-        let changes = if hooks.is_some() { self.changes()? } else { Vec::new() };
-        let steps = if attached { self.plan()? } else { Vec::new() };
-        let flushes = hooks.is_some_and(|hooks| hooks.wants_flush()) && changes.iter().any(|c| self.needs_flush(c));
-        let over_limit = shared.max_garbage > 0 && self.lock.writer.lane.garbage().0 > shared.max_garbage;
-        let waits = shared.sync || over_limit;
-        if (flushes || waits) && shared.in_section() {
-            return Err(Errno::EDEADLK);
-        }
-        let view = if flushes { Some(self.make_invalid_view(&changes)?) } else { None };
-        if let (Some(view), Some(hooks)) = (&view, hooks) {
-            self.publish(view.root);
-            self.lock.wait_for_readers();
-            self.invalid_records(view).for_each(|record| hooks.flush(slot_of(record)));
-        }
-        if let Err(errno) = self.prepare(hooks, &changes, &steps) {
-            if let Some(view) = view {
-                self.take_back(view);
-            }
-            return Err(errno);
-        }
-        self.publish_result(view);
-        if let Some(hooks) = hooks {
-            changes.iter().for_each(|change| hooks.commit(change));
-        }
-        self.put_aside();
-        self.lock.tidy(waits);
-        Ok(())
-    }
-
-    /// The hooks' and the real VM's consent. Where one refuses, all that was prepared is taken back.
-    fn prepare(&mut self, hooks: Option<&dyn Hooks>, changes: &[Change], steps: &[Step]) -> Result<()> {
-        let cancel = |upto: usize| {
-            let hooks = hooks.into_iter();
-            hooks.for_each(|hooks| changes[..upto].iter().rev().for_each(|change| hooks.cancel(change)));
-        };
-        for (index, change) in changes.iter().enumerate() {
-            if let Err(errno) = hooks.map_or(Ok(()), |hooks| hooks.prepare(change)) {
-                cancel(index);
-                let step = self.journal().nth(index).map(|line| line.step);
-                self.refused = step;
-                return Err(errno);
-            }
-        }
-        let Some(backend) = &mut self.lock.writer.backend else { return Ok(()) };
-        backend.run(steps).map_err(|(errno, index)| {
-            cancel(changes.len());
-            let slot = steps[index].region().slot;
-            let is_it = |line: &&Staged| line.new.or(line.old).is_some_and(|record| key_of(slot_of(record)) == slot);
-            let step = self.journal().find(is_it).map(|line| line.step);
-            self.refused = step;
-            errno
-        })
-    }
-
-    fn publish(&mut self, new: NonNull<Published>) {
-        self.lock.shared.current.publish(new);
-        self.lock.writer.publications += 1;
-    }
-
-    /// One step of a space's generation.
-    fn generation_step(&self) -> u64 {
-        self.lock.shared.limits.nr_address_spaces as u64
-    }
-
-    // ---- the INVALID phase ----
-
-    /// A copy of the current state in which the slots that go or move are INVALID, where they are.
-    fn make_invalid_view(&mut self, changes: &[Change]) -> Result<InvalidView> {
-        let base = self.base;
-        let stamp = self.stamp + self.lock.writer.journal.len() as u64;
-        let root_lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
-        self.lock.writer.pool.reserve(2 * root_lines * LINE)?;
-        // The current state's nodes stay in use: nothing is put aside.
-        let mut editor = Editor { pool: &mut self.lock.writer.pool, stamp, replaced: None };
-        // SAFETY: the current publication is alive under the update lock.
-        let (root, again) =
-            unsafe { (Published::copy_of(&mut editor, base.as_ref()), Published::copy_of(&mut editor, base.as_ref())) };
-        let mut view = InvalidView { root, again, stamp, spaces: 0 };
-        for change in changes {
-            let Some(old) = change.old_slot.filter(|_| self.needs_flush(change)) else { continue };
-            if let Err(errno) = self.mark_invalid(&mut view, old) {
-                self.free_invalid_view(view);
-                return Err(errno);
-            }
-        }
-        let (step, spaces) = (self.generation_step(), view.spaces);
-        for (as_id, space) in view.root_mut().spaces_mut().iter_mut().enumerate() {
-            space.generation += step * (spaces >> as_id & 1);
-        }
-        Ok(view)
-    }
-
-    fn mark_invalid(&mut self, view: &mut InvalidView, old: &Memslot) -> Result<()> {
-        let pool = &mut self.lock.writer.pool;
-        let stamp = view.stamp;
-        let space = &mut view.root_mut().spaces_mut()[old.as_id as usize];
-        pool.reserve(space.bytes_to_edit())?;
-        let record = pool.alloc(RECORD_LINES).cast::<Record>();
-        let slot = Memslot { flags: old.flags | INVALID, ..*old };
-        // SAFETY: fresh memory of that size.
-        unsafe { record.write(Record { link: Link::stamped(stamp), slot }) };
-        // SAFETY: reserved; the slot is in the current state, of which the view is a copy.
-        unsafe { space.mark(&mut Editor { pool, stamp, replaced: None }, record) };
-        view.spaces |= 1 << old.as_id;
-        Ok(())
-    }
-
-    /// The records that the view has instead of the current state's, in the order of the changes.
-    fn invalid_records<'s>(&'s self, view: &'s InvalidView) -> impl Iterator<Item = NonNull<Record>> + 's {
-        self.journal().filter_map(|line| line.old).filter_map(|old| {
-            let old = slot_of(old);
-            // SAFETY: the view is alive until it is put aside or freed.
-            let record = unsafe { view.root.as_ref().space(old.as_id)?.find_id(old.id) }?;
-            slot_of(record).is_invalid().then_some(record)
-        })
-    }
-
-    /// Frees a view that was never published.
-    fn free_invalid_view(&mut self, view: InvalidView) {
-        for index in 0..self.lock.writer.journal.len() {
-            let Some(old) = self.line(index).old.map(slot_of) else { continue };
-            // SAFETY: as in invalid_records().
-            let record = unsafe { view.root.as_ref().space(old.as_id).and_then(|space| space.find_id(old.id)) };
-            if let Some(record) = record.filter(|record| slot_of(*record).is_invalid()) {
-                // The record is found by its id only: the nodes that lead to it go later.
-                self.free_record(record);
-            }
-        }
-        let pool = &mut self.lock.writer.pool;
-        view.for_each_own_node(|node| {
-            // SAFETY: made for the view, which nobody has seen.
-            unsafe { pool.free(node.cast(), node.as_ref().lines as usize) }
-        });
-        let lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
-        // SAFETY: as above.
-        unsafe {
-            self.lock.writer.pool.free(view.root.cast(), lines);
-            self.lock.writer.pool.free(view.again.cast(), lines);
-        }
-    }
-
-    /// After a refusal: the old content again, as a publication of its own.
-    fn take_back(&mut self, view: InvalidView) {
-        let mut again = view.again;
-        let step = self.generation_step();
-        // SAFETY: not published yet.
-        for (as_id, space) in unsafe { again.as_mut() }.spaces_mut().iter_mut().enumerate() {
-            space.generation += 2 * step * (view.spaces >> as_id & 1);
-        }
-        self.publish(again);
-        self.retire_view(&view);
-        // SAFETY: `again` has taken its place; its nodes live on in that.
-        unsafe { self.lock.writer.lane.retire(self.base.cast()) };
-    }
-
-    /// Puts aside a view that was published, and is not any more.
-    fn retire_view(&mut self, view: &InvalidView) {
-        for index in 0..self.lock.writer.journal.len() {
-            let Some(old) = self.line(index).old.map(slot_of) else { continue };
-            // SAFETY: as in invalid_records().
-            let record = unsafe { view.root.as_ref().space(old.as_id).and_then(|space| space.find_id(old.id)) };
-            if let Some(record) = record.filter(|record| slot_of(*record).is_invalid()) {
-                // SAFETY: in the view only, which is not current any more. A slot has one line with an old record.
-                unsafe { self.lock.writer.lane.retire_record(record, false) };
-            }
-        }
-        let lane = &mut self.lock.writer.lane;
-        // SAFETY: made for the view and part of nothing else.
-        view.for_each_own_node(|node| unsafe { lane.retire(node) });
-        // SAFETY: as above.
-        unsafe { self.lock.writer.lane.retire(view.root.cast()) };
-    }
-
-    // ---- the result ----
-
-    fn publish_result(&mut self, view: Option<InvalidView>) {
-        let step = self.generation_step();
-        let changed = self.journal().filter_map(|line| line.new.or(line.old));
-        let spaces = changed.fold(0u64, |spaces, record| spaces | 1 << slot_of(record).as_id);
-        let flushed = view.as_ref().map_or(0, |view| view.spaces);
-        // SAFETY: the working copy is not published yet.
-        for (as_id, space) in unsafe { self.work.as_mut() }.spaces_mut().iter_mut().enumerate() {
-            space.generation += step * ((spaces >> as_id & 1) + (flushed >> as_id & 1));
-        }
-        self.publish(self.work);
-        self.finished = true;
-        if let Some(view) = view {
-            self.retire_view(&view);
-            let lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
-            // SAFETY: never published.
-            unsafe { self.lock.writer.pool.free(view.again.cast(), lines) };
-        }
-    }
-
-    /// What the result has replaced waits for the readers.
-    fn put_aside(&mut self) {
-        let writer = &mut *self.lock.writer;
-        let has_release = self.lock.shared.hooks.is_some();
-        writer.lane.retire_all(&mut self.replaced);
-        // SAFETY: the base is not current any more, nor are the records that have been replaced.
-        unsafe {
-            writer.lane.retire(self.base.cast());
-            for Staged { old, new, .. } in &writer.journal {
-                if let Some(old) = old {
-                    writer.lane.retire_record(*old, has_release && new.is_none());
-                }
-            }
-        }
-    }
-
     /// Frees the working copy. The current state is what it was.
-    fn throw_away(&mut self) {
+    pub(crate) fn throw_away(&mut self) {
         self.finished = true;
         let (stamp, writer) = (self.stamp, &mut *self.lock.writer);
         let Writer { pool, journal, .. } = writer;
@@ -859,46 +567,5 @@ impl Drop for Transaction<'_> {
         let writer = &mut *self.lock.writer;
         // Beyond every stamp that this transaction gave: its own, a record a line, and an invalid view's.
         writer.next_stamp = self.stamp + writer.journal.len() as u64 + 1;
-    }
-}
-
-/// The first publication of a commit that deletes or moves.
-struct InvalidView {
-    root: NonNull<Published>,
-    /// The old content once more, for when the update is refused.
-    again: NonNull<Published>,
-    stamp: u64,
-    /// Bit i: space i differs from the current state.
-    spaces: u64,
-}
-
-impl InvalidView {
-    fn root_mut(&mut self) -> &mut Published {
-        // SAFETY: called before it is published only.
-        unsafe { self.root.as_mut() }
-    }
-
-    fn for_each_own_node(&self, mut visit: impl FnMut(NonNull<Head>)) {
-        // SAFETY: the view is alive; links are read under the update lock, and no node is looked at after its visit.
-        unsafe {
-            for space in self.root.as_ref().spaces() {
-                space.for_each_node(&|head| head.link.stamp() != self.stamp, &mut visit);
-            }
-        }
-    }
-}
-
-/// Address space and id in one, as a region has them.
-fn key_of(slot: &Memslot) -> u32 {
-    slot.id as u32 | (slot.as_id as u32) << 16
-}
-
-fn kind_of_change(old: &Memslot, new: &Memslot) -> Kind {
-    if old.npages != new.npages {
-        return Kind::Resize;
-    }
-    match old.base_gfn == new.base_gfn {
-        true => Kind::FlagsOnly,
-        false => Kind::Move,
     }
 }

@@ -9,13 +9,20 @@
 // C names are C's, and what is public here is so to C.
 #![allow(non_camel_case_types, unreachable_pub, dead_code)]
 
-mod iter;
-mod plan;
-mod reader;
-mod stats;
+// In the header's order, which rustfmt would not keep for neighbours.
 mod table;
-mod txn;
+
 mod update;
+
+mod txn;
+
+mod plan;
+
+mod reader;
+
+mod iter;
+
+mod stats;
 
 use crate::slot::{Errno, Result};
 use std::panic::{catch_unwind, AssertUnwindSafe};
