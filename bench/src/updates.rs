@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The rows that change tables, and the memory they hold. What a sequence of changes leaves is
+//! compared with what it must leave before anything is timed.
+
+use crate::lookups::{check, max_slots, Row, Settings, ROWS};
+use crate::measure::{race, time, Contender, Summary};
+use crate::peer::{Change, Peer, Query, Slot, Table, NO_ANSWER};
+use crate::report::{Cell, Results};
+use crate::workload::{Layout, Order, Shape};
+use anyhow::{ensure, Context, Result};
+
+/// From here on a peer whose updates follow the table is measured on a sample.
+const LINEAR_LIMIT: usize = 2_000;
+const SAMPLE: usize = 32;
+
+/// One peer with the slots it creates and deletes in a cycle. Sampled: half of the slots stand
+/// already, which is what building the whole costs on average where cost follows size.
+struct Site {
+    table: Table,
+    created: Vec<Slot>,
+    removed: Vec<Slot>,
+    sampled: bool,
+}
+
+impl Site {
+    fn new(peer: &Peer, layout: &Layout) -> Result<Self> {
+        let table = peer.table(max_slots(layout.n()));
+        let sampled = peer.linear_updates && layout.n() > LINEAR_LIMIT;
+        if !sampled {
+            let (created, removed) = (layout.slots.clone(), layout.shuffled.clone());
+            return Ok(Self { table, created, removed, sampled });
+        }
+        let half = layout.n() / 2;
+        table.create_all(&layout.slots[..half])?;
+        let created = layout.slots[half..half + SAMPLE].to_vec();
+        Ok(Self { table, removed: created.clone(), created, sampled })
+    }
+
+    fn cycle(&self, create: impl Fn(&Table, &[Slot])) -> (f64, f64) {
+        let created = time(|| create(&self.table, &self.created));
+        let removed = time(|| must(self.table.remove(&self.removed)));
+        (created, removed)
+    }
+
+    /// Cycles until `part` of them took the slice.
+    fn turn(&self, slice_ns: f64, part: Part) -> (f64, usize) {
+        let (mut ns, mut operations) = (0.0, 0);
+        while ns < slice_ns {
+            let (created, removed) = self.cycle(part.create());
+            ns += if part == Part::Remove { removed } else { created };
+            operations += self.created.len();
+        }
+        (ns, operations)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Create,
+    CreateAll,
+    Remove,
+}
+
+impl Part {
+    fn create(self) -> fn(&Table, &[Slot]) {
+        match self {
+            Part::CreateAll => |table, slots| must(table.create_all(slots)),
+            _ => |table, slots| must(table.create(slots)),
+        }
+    }
+}
+
+/// Inside a timed loop there is nobody to hand an error to, and the same updates were made and
+/// checked before.
+fn must(result: Result<(), crate::peer::Refused>) {
+    result.expect("an update that was accepted before");
+}
+
+fn check_rows() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().filter(|row| row.only.is_none() && row.order == Order::Random)
+}
+
+fn check_table(table: &Table, layout: &Layout) -> Result<()> {
+    let reader = table.reader();
+    let rows = check_rows().filter(|row| table.peer().has(row.query));
+    rows.into_iter().try_for_each(|row| check(&reader, table.peer(), layout, row))
+}
+
+fn check_cycle(site: &Site, layout: &Layout) -> Result<()> {
+    site.table.create(&site.created)?;
+    if !site.sampled {
+        check_table(&site.table, layout)?;
+    }
+    site.table.remove(&site.removed)?;
+    let gone: Vec<u64> = site.removed.iter().take(1000).map(|slot| slot.gfn).collect();
+    let answers = site.table.reader().answers(Query::Gfn, &gone);
+    let all_gone = answers.iter().all(|&answer| answer == NO_ANSWER);
+    ensure!(all_gone, "{}: a deleted slot is still found", site.table.peer().name());
+    Ok(())
+}
+
+fn create_and_delete(
+    peers: &[Peer],
+    layout: &Layout,
+    settings: &Settings<'_>,
+    results: &mut Results,
+) -> Result<()> {
+    let rows = [
+        ("create one by one", Part::Create, true),
+        ("create one by one, no reader", Part::Create, false),
+        ("create, one transaction", Part::CreateAll, true),
+        ("delete one by one", Part::Remove, true),
+    ];
+    for (name, part, with_reader) in rows {
+        if !(settings.wanted)(name) {
+            continue;
+        }
+        let sites: Vec<Site> =
+            peers.iter().map(|peer| Site::new(peer, layout)).collect::<Result<_>>()?;
+        let mut readers = Vec::new();
+        let mut contenders = Vec::new();
+        for site in &sites {
+            check_cycle(site, layout)?;
+            if with_reader {
+                readers.push(site.table.reader());
+            }
+            let name = site.table.peer().name();
+            if part == Part::CreateAll && site.sampled {
+                let run = Box::new(|| create_all_afresh(site, layout));
+                contenders.push(Contender { name, sampled: false, run });
+                continue;
+            }
+            let run = Box::new(move || site.turn(settings.slice_ns, part));
+            contenders.push(Contender { name, sampled: site.sampled, run });
+        }
+        results.add(name, layout.shape, layout.n(), race(contenders, settings.rounds));
+    }
+    Ok(())
+}
+
+fn create_all_afresh(site: &Site, layout: &Layout) -> (f64, usize) {
+    let table = site.table.peer().table(max_slots(layout.n()));
+    (time(|| must(table.create_all(&layout.slots))), layout.n())
+}
+
+/// Moves and flags changes on standing tables with a registered reader.
+fn changes(
+    peers: &[Peer],
+    layout: &Layout,
+    settings: &Settings<'_>,
+    results: &mut Results,
+) -> Result<()> {
+    type Apply = fn(&Table, &[Change]) -> Result<(), crate::peer::Refused>;
+    let rows: [(&str, (Vec<Change>, usize), Apply); 2] = [
+        ("move", layout.moves(2_000), Table::move_slots),
+        ("flags only", layout.flag_changes(2_000), Table::set_flags),
+    ];
+    let tables = crate::lookups::filled(peers, layout)?;
+    let _readers: Vec<_> = tables.iter().map(Table::reader).collect();
+    for (name, (changes, cycle), apply) in &rows {
+        if !(settings.wanted)(name) {
+            continue;
+        }
+        let mut contenders = Vec::new();
+        for table in &tables {
+            if *name == "flags only" && !table.peer().has_flags() {
+                continue;
+            }
+            apply(table, &changes[..*cycle])?;
+            check_table(table, layout)?;
+            let first = time(|| must(apply(table, &changes[..*cycle])));
+            let cycles = (settings.slice_ns / first).ceil() as usize;
+            let all = &changes[..(cycles * cycle).min(changes.len())];
+            let run = Box::new(move || {
+                let (mut ns, mut operations) = (0.0, 0);
+                while ns < settings.slice_ns {
+                    ns += time(|| must(apply(table, all)));
+                    operations += all.len();
+                }
+                (ns, operations)
+            });
+            contenders.push(Contender { name: table.peer().name(), sampled: false, run });
+        }
+        results.add(name, layout.shape, layout.n(), race(contenders, settings.rounds));
+        tables.iter().try_for_each(|table| check_table(table, layout))?;
+    }
+    Ok(())
+}
+
+/// The 2021 series' own rows that change something, on the layout of its test.
+fn series(
+    peers: &[Peer],
+    layout: &Layout,
+    settings: &Settings<'_>,
+    results: &mut Results,
+) -> Result<()> {
+    if (settings.wanted)("Slot setup") {
+        let sites: Vec<Site> =
+            peers.iter().map(|peer| Site::new(peer, layout)).collect::<Result<_>>()?;
+        let mut contenders = Vec::new();
+        for site in &sites {
+            let run = Box::new(|| match site.sampled {
+                true => site.turn(settings.slice_ns, Part::Create),
+                false => setup(site, settings.slice_ns),
+            });
+            let name = site.table.peer().name();
+            contenders.push(Contender { name, sampled: site.sampled, run });
+        }
+        results.add("Slot setup", layout.shape, layout.n(), race(contenders, settings.rounds));
+    }
+    let tables = crate::lookups::filled(peers, layout)?;
+    let readers: Vec<_> = tables.iter().map(Table::reader).collect();
+    for (name, active) in [("Move active", true), ("Move inactive", false)] {
+        if !(settings.wanted)(name) {
+            continue;
+        }
+        let mut contenders = Vec::new();
+        for (table, reader) in tables.iter().zip(&readers) {
+            let plan = MovePlan::new(layout, active);
+            let run = Box::new(move || {
+                let (mut ns, mut operations) = (0.0, 0);
+                while ns < settings.slice_ns {
+                    ns += time(|| plan.run(table, reader));
+                    operations += 2;
+                }
+                (ns, operations)
+            });
+            contenders.push(Contender { name: table.peer().name(), sampled: false, run });
+        }
+        results.add(name, layout.shape, layout.n(), race(contenders, settings.rounds));
+    }
+    Ok(())
+}
+
+/// Every slot created, ascending, in a table that is new each time.
+fn setup(site: &Site, slice_ns: f64) -> (f64, usize) {
+    let (mut ns, mut operations) = (0.0, 0);
+    while ns < slice_ns {
+        let table = site.table.peer().table(max_slots(site.created.len()));
+        let _reader = table.reader();
+        ns += time(|| must(table.create(&site.created)));
+        operations += site.created.len();
+    }
+    (ns, operations)
+}
+
+/// A slot that goes and comes back while a vCPU reads 32 pages after each step: pages of that slot
+/// (active) or of others (inactive).
+struct MovePlan {
+    there: Change,
+    back: Change,
+    read_there: Vec<u64>,
+    read_back: Vec<u64>,
+}
+
+impl MovePlan {
+    fn new(layout: &Layout, active: bool) -> Self {
+        let (moves, cycle) = layout.moves(1);
+        let there = moves[0];
+        let returns = moves[..cycle].iter().rev().find(|change| change.id == there.id);
+        let back = *returns.expect("a cycle that ends where it began");
+        let others = layout.slots.iter().filter(|slot| slot.id != there.id);
+        let elsewhere: Vec<u64> = others.map(|slot| slot.gfn).cycle().take(32).collect();
+        let inside = |gfn: u64| (0..32).map(|i| gfn + i % there.npages).collect();
+        let (read_there, read_back) = match active {
+            true => (inside(there.new_gfn), inside(there.old_gfn)),
+            false => (elsewhere.clone(), elsewhere),
+        };
+        Self { there, back, read_there, read_back }
+    }
+
+    fn run(&self, table: &Table, reader: &crate::peer::Reader<'_>) {
+        must(table.move_slots(std::slice::from_ref(&self.there)));
+        reader.run(Query::GfnHva, &self.read_there);
+        must(table.move_slots(std::slice::from_ref(&self.back)));
+        reader.run(Query::GfnHva, &self.read_back);
+    }
+}
+
+/// Bytes that a table of n slots keeps allocated, whatever it keeps them for.
+fn bytes(peers: &[Peer], layout: &Layout, results: &mut Results) -> Result<()> {
+    const ROW: &str = "bytes a slot";
+    let mut ours = None;
+    for peer in peers {
+        let before = allocated();
+        let table = peer.table(max_slots(layout.n()));
+        if peer.linear_updates {
+            table.create_all(&layout.slots)?;
+        } else {
+            table.create(&layout.slots)?;
+        }
+        table.quiesce();
+        let held = allocated().checked_sub(before).context("memory that only grows")?;
+        let each = held as f64 / layout.n() as f64;
+        let ratio = each / *ours.get_or_insert(each);
+        results.cells.push(Cell {
+            row: ROW.into(),
+            layout: layout.shape,
+            n: layout.n(),
+            peer: peer.name().into(),
+            unit: "bytes".into(),
+            summary: Summary::of(&[each]),
+            ratio,
+            sampled: false,
+        });
+    }
+    Ok(())
+}
+
+/// What malloc has handed out, in all its arenas, mapped chunks included.
+fn allocated() -> usize {
+    // SAFETY: no precondition.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}
+
+pub fn measure(
+    peers: &[Peer],
+    layout: &Layout,
+    settings: &Settings<'_>,
+    results: &mut Results,
+) -> Result<()> {
+    if layout.shape == Shape::Adjacent {
+        return series(peers, layout, settings, results);
+    }
+    create_and_delete(peers, layout, settings, results)?;
+    changes(peers, layout, settings, results)?;
+    if (settings.wanted)("bytes a slot") {
+        bytes(peers, layout, results)?;
+    }
+    Ok(())
+}
