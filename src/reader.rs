@@ -9,7 +9,7 @@
 //! kernel (`docs/kernel-semantics.md`, section 6).
 
 use crate::index::range_tree::Cursor;
-use crate::shared::{Presence, Shared};
+use crate::shared::{Owner, Presence};
 use crate::slot::{Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result};
 use crate::snapshot::{Published, Record, Space};
 use crossbeam_epoch::{Guard, LocalHandle};
@@ -18,7 +18,6 @@ use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
 
 /// What a hit needs, on one line at the start of a reader: the C header's inline lookup knows this layout
 /// (`struct memslots_reader_hot`).
@@ -46,7 +45,7 @@ pub struct Reader {
     guard: Cell<Option<Guard>>,
     /// Dropped before `shared`, of whose collector it is a part.
     handle: ManuallyDrop<LocalHandle>,
-    shared: Arc<Shared>,
+    shared: Owner,
 }
 
 // The inline lookup takes a reader for its hot part.
@@ -57,7 +56,7 @@ const _: () = assert!(std::mem::offset_of!(Reader, hot) == 0);
 unsafe impl Send for Reader {}
 
 impl Reader {
-    pub(crate) fn new(shared: Arc<Shared>) -> Result<Reader> {
+    pub(crate) fn new(shared: Owner) -> Result<Reader> {
         let presence = crate::memory::try_box(Presence::new())?;
         let handle = ManuallyDrop::new(shared.join(NonNull::from(&*presence))?);
         let hot = Hot {

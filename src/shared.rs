@@ -19,7 +19,7 @@ use crate::snapshot::{Published, Record, RECORD_LINES};
 use crate::trace::Trace;
 use crossbeam_epoch::LocalHandle;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 /// Bytes of the calling thread's identity: a number that no other living thread has.
@@ -98,6 +98,8 @@ pub(crate) struct Shared {
     updating: AtomicUsize,
     /// Whether it is waiting for readers.
     waiting: AtomicBool,
+    /// Owners: the table and its readers. See [`Owner`].
+    owners: AtomicUsize,
     /// The process that made the table. In a forked child the other threads are gone, with what they held.
     pid: u32,
 }
@@ -107,6 +109,51 @@ pub(crate) struct Shared {
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
+
+/// One of the owners of what is shared: an `Arc` whose allocation can fail.
+pub(crate) struct Owner(NonNull<Shared>);
+
+// SAFETY: Shared is Send and Sync, and the count is atomic.
+unsafe impl Send for Owner {}
+// SAFETY: as above.
+unsafe impl Sync for Owner {}
+
+impl Owner {
+    pub(crate) fn new(shared: Shared) -> Result<Owner> {
+        crate::memory::try_box(shared).map(|shared| Owner(NonNull::from(Box::leak(shared))))
+    }
+
+    /// Whether there is no other owner. Only the last one can rely on it.
+    pub(crate) fn is_last(&self) -> bool {
+        self.owners.load(Ordering::Acquire) == 1
+    }
+}
+
+impl std::ops::Deref for Owner {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        // SAFETY: alive while it has an owner.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Clone for Owner {
+    fn clone(&self) -> Owner {
+        self.owners.fetch_add(1, Ordering::Relaxed);
+        Owner(self.0)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if self.owners.fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::Acquire);
+            // SAFETY: from a Box, and this was the last owner: all that others did happened before the fence.
+            drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+        }
+    }
+}
 
 /// The first publication number of the next table. Tables are far apart, so that a number is never used twice and a cache
 /// that is used with the wrong table cannot hit.
@@ -138,6 +185,7 @@ impl Shared {
             writer: Mutex::new(writer),
             updating: AtomicUsize::new(0),
             waiting: AtomicBool::new(false),
+            owners: AtomicUsize::new(1),
             pid: std::process::id(),
         })
     }

@@ -7,7 +7,7 @@ use crate::hooks::Hooks;
 use crate::kvm::Backend;
 use crate::plan::{self, Difference};
 use crate::reader::Reader;
-use crate::shared::Shared;
+use crate::shared::{Owner, Shared};
 use crate::slot::{Errno, Gpa, Limits, Memslot, Region, Result, MAX_ADDRESS_SPACES};
 use crate::snapshot::{Published, Record};
 use crate::trace::{self, Op, Trace};
@@ -16,7 +16,6 @@ use std::ffi::c_void;
 use std::fmt::Write as _;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 /// How a table is made. The default is KVM's: one address space of 32,764 slots with pages of 4 KiB.
 pub struct Config {
@@ -80,7 +79,7 @@ impl Config {
 /// Dropping it takes every slot away from readers that are left, waits for the sections that are open (unless one of them
 /// is this thread's), and runs every release still owed.
 pub struct Memslots {
-    shared: Arc<Shared>,
+    shared: Owner,
 }
 
 /// What was refused in a list of regions.
@@ -129,8 +128,7 @@ impl Memslots {
     pub fn new(config: Config) -> Result<Memslots> {
         let limits = config.limits()?;
         let shared = Shared::new(limits, config.sync, config.max_garbage, config.hooks)?;
-        // Arc's own allocation is a few words beside the domain's, which cannot fail gracefully either.
-        Ok(Memslots { shared: Arc::new(shared) })
+        Ok(Memslots { shared: Owner::new(shared)? })
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -408,7 +406,7 @@ impl Refused {
 impl Drop for Memslots {
     fn drop(&mut self) {
         // With readers left, what they may see goes now as far as it can; the rest goes with the last of them.
-        let readers_left = Arc::strong_count(&self.shared) > 1;
+        let readers_left = !self.shared.is_last();
         if readers_left && !self.shared.is_forked() && !self.shared.in_section() {
             let _ = self.clear();
             let _ = self.synchronize();
