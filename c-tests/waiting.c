@@ -162,8 +162,8 @@ static void the_invalid_phase(void)
     set_up(&with_flush, 0);
     sit_down(&sitter);
     atomic_store(&update_is_done, false);
-    REQUIRE(pthread_create(&updater, NULL, delete_slot_1, NULL) == 0);
     uint64_t generation = memslots_generation(reader, 0);
+    REQUIRE(pthread_create(&updater, NULL, delete_slot_1, NULL) == 0);
     for (int i = 0; i < 50 || memslots_generation(reader, 0) == generation; i++)
         nap();
     CHECK_EQ(atomic_load(&nr_flushed), 0);
@@ -201,8 +201,8 @@ static void sync_waits_for_the_old_readers(void)
     set_up(NULL, 1);
     sit_down(&sitter);
     atomic_store(&update_is_done, false);
-    REQUIRE(pthread_create(&updater, NULL, set_flags_of_slot_1, NULL) == 0);
     uint64_t generation = memslots_generation(reader, 0);
+    REQUIRE(pthread_create(&updater, NULL, set_flags_of_slot_1, NULL) == 0);
     for (int i = 0; i < 50 || memslots_generation(reader, 0) == generation; i++)
         nap();
     CHECK(!atomic_load(&update_is_done));
