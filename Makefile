@@ -74,6 +74,7 @@ check-c: ## C tests only, plain and under valgrind
 	rm -rf $(TARGET)/stage
 	$(MAKE) --no-print-directory install PREFIX=$(CURDIR)/$(TARGET)/stage
 	PKG_CONFIG_PATH=$(CURDIR)/$(TARGET)/stage/lib/pkgconfig c-tests/run --installed
+	scripts/check-readme $(CURDIR)/$(TARGET)/stage
 
 check-oracle: ## The library against a naive model and a real VM
 	$(CARGO) test --locked --release -p memslots-oracle
@@ -83,13 +84,18 @@ sanitize: ## Rust tests with the address sanitizer, every object its own allocat
 		--target $$(rustc -vV | sed -n 's/^host: //p') -p memslots --lib --tests
 
 run: lib ## The example: a small VMM over hundreds of slots (needs /dev/kvm; simulates where there is none)
-	$(MAKE) --no-print-directory -C examples/minivmm TOP=$(CURDIR) BUILD=$(CURDIR)/$(TARGET)/examples run
+	@mkdir -p $(TARGET)/examples
+	$(MAKE) --no-print-directory -C examples/minivmm BUILD=$(CURDIR)/$(TARGET)/examples \
+		MEMSLOTS_CFLAGS=-I$(CURDIR)/include \
+		MEMSLOTS_LIBS='-L$(CURDIR)/$(TARGET)/release -lmemslots -Wl,-rpath,$(CURDIR)/$(TARGET)/release' run
+
+BENCH_OUT ?= bench
 
 bench: lib ## All benchmarks, some minutes: bench/results.json and plots
-	$(CARGO) run --release --locked -p memslots-bench
+	$(CARGO) run --release --locked -p memslots-bench -- --out $(BENCH_OUT)
 
 bench-quick: lib ## The same in less than a minute, with wider spread
-	$(CARGO) run --release --locked -p memslots-bench -- --quick
+	$(CARGO) run --release --locked -p memslots-bench -- --quick --out $(BENCH_OUT)
 
 fuzz: ## Fuzz the library against the model for FUZZ_SECONDS (default 60)
 	fuzz/run $(or $(FUZZ_SECONDS),60)

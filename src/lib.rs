@@ -50,3 +50,8 @@ pub use slot::{
 };
 pub use table::{Config, Memslots, Refused, Stats};
 pub use transaction::Transaction;
+
+/// The README's Rust example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -509,3 +509,157 @@ impl Cursor {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::pool::Pool;
+    use crate::index::Aside;
+
+    /// A tree with its pool, in which every update has a stamp of its own, so that each copies what it changes.
+    struct Bench<const MULTI: bool> {
+        tree: RangeTree<MULTI>,
+        pool: Pool,
+        stamp: u64,
+        replaced: Aside,
+    }
+
+    impl<const MULTI: bool> Bench<MULTI> {
+        fn new() -> Self {
+            Bench { tree: RangeTree::EMPTY, pool: Pool::new(), stamp: 0, replaced: Aside::NOTHING }
+        }
+
+        fn change(&mut self, change: impl FnOnce(&mut RangeTree<MULTI>, &mut Editor)) {
+            self.stamp += 1;
+            self.pool.reserve(self.tree.bytes_to_edit(1)).unwrap();
+            let mut editor = Editor { pool: &mut self.pool, stamp: self.stamp, replaced: Some(&mut self.replaced) };
+            change(&mut self.tree, &mut editor);
+            self.assert_sound();
+            // Nobody reads: what was replaced can go at once.
+            while let Some(object) = self.replaced.chain.pop() {
+                // SAFETY: taken out of the tree, and from this pool.
+                unsafe { self.pool.free(object.cast(), object.cast::<Head>().as_ref().lines as usize) };
+            }
+        }
+
+        fn insert(&mut self, entry: Entry) {
+            // SAFETY: reserved, and the tree is the working copy.
+            self.change(|tree, editor| unsafe { tree.insert(editor, entry) });
+        }
+
+        fn remove(&mut self, entry: Entry) {
+            // SAFETY: as above; tests remove what they have inserted.
+            self.change(|tree, editor| unsafe { tree.remove(editor, entry) });
+        }
+
+        fn assert_sound(&self) {
+            let Some(root) = self.tree.root() else { return assert_eq!(self.tree.end, 0) };
+            assert_eq!(entry_of(root).last + 1, self.tree.end);
+            assert_node_sound(root, true);
+        }
+
+        fn entries(&self) -> Vec<(u64, u64, usize)> {
+            let mut walk = Cursor::new(&self.tree);
+            // SAFETY: the tree is alive.
+            let next = || unsafe { walk.next_reaching(0) };
+            std::iter::from_fn(next).map(|entry| (entry.start, entry.last, entry.word as usize)).collect()
+        }
+    }
+
+    impl<const MULTI: bool> Drop for Bench<MULTI> {
+        fn drop(&mut self) {
+            let pool = &mut self.pool;
+            // SAFETY: the tree is not used any more.
+            unsafe {
+                let mut free = |node: NonNull<Head>| pool.free(node.cast(), node.as_ref().lines as usize);
+                self.tree.for_each_node(&|_| false, &mut free);
+            }
+        }
+    }
+
+    fn assert_node_sound(node: NonNull<Node>, right_edge: bool) {
+        // SAFETY: part of a live tree.
+        let at = unsafe { node.as_ref() };
+        at.assert_sound();
+        assert!(right_edge || at.len() >= min_len(at.head.level), "a node in the middle is too empty");
+        if at.is_leaf() {
+            return;
+        }
+        for index in 0..at.len() {
+            let child = at.child(index);
+            let (said, is) = (at.entry(index), entry_of(child));
+            assert_eq!((said.start, said.last, said.word), (is.start, is.last, is.word));
+            // SAFETY: as above.
+            assert_eq!(unsafe { child.as_ref() }.head.level + 1, at.head.level);
+            assert_node_sound(child, right_edge && index + 1 == at.len());
+        }
+    }
+
+    fn entry(start: u64, npages: u64, id: usize) -> Entry {
+        Entry { start, last: start + npages - 1, word: id as *mut u8 }
+    }
+
+    /// A permutation of 0..n.
+    fn shuffled(n: u64) -> impl Iterator<Item = u64> {
+        let step = (n * 5 / 8) | 1;
+        assert!((2..n).all(|factor| n % factor != 0), "a prime, so that every step size reaches everything");
+        (0..n).map(move |i| i * step % n)
+    }
+
+    #[test]
+    fn random_insertion_and_removal_keep_the_tree_sound() {
+        let mut bench = Bench::<false>::new();
+        for i in shuffled(1009) {
+            bench.insert(entry(i * 3, 2, 0));
+        }
+        assert_eq!(bench.entries().len(), 1009);
+        for i in shuffled(1009) {
+            bench.remove(entry(i * 3, 2, 0));
+        }
+        assert!(bench.entries().is_empty());
+    }
+
+    #[test]
+    fn ascending_insertion_leaves_full_leaves() {
+        let mut bench = Bench::<false>::new();
+        for i in 0..1024 {
+            bench.insert(entry(i, 1, 0));
+        }
+        let mut leaves = 0;
+        // SAFETY: the tree is alive, and visited only.
+        unsafe { bench.tree.for_each_node(&|_| false, &mut |node| leaves += (node.as_ref().level == 0) as u32) };
+        assert_eq!(leaves, 1024 / LEAF_MAX as u32);
+    }
+
+    #[test]
+    fn equal_starts_are_in_order_of_their_tie() {
+        let mut bench = Bench::<true>::new();
+        for i in shuffled(499) {
+            bench.insert(entry(7, 1 + i, i as usize));
+        }
+        let ids = |bench: &Bench<true>| bench.entries().into_iter().map(|(.., id)| id).collect::<Vec<_>>();
+        assert_eq!(ids(&bench), (0..499).collect::<Vec<_>>());
+        for i in (0..499).filter(|i| i % 3 != 0) {
+            bench.remove(entry(7, 1 + i, i as usize));
+        }
+        assert_eq!(ids(&bench), (0..499).step_by(3).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_walk_passes_by_what_does_not_reach() {
+        // One range over everything, and many small ones: a query at the far end finds both and no more.
+        let mut bench = Bench::<true>::new();
+        bench.insert(entry(0, 100_000, 0));
+        for i in 1..2000u64 {
+            bench.insert(entry(i * 10, 5, i as usize));
+        }
+        let mut walk = Cursor::new(&bench.tree);
+        // SAFETY: the tree is alive.
+        let found: Vec<_> =
+            std::iter::from_fn(|| unsafe { walk.next_reaching(19_991) }).map(|e| e.word as usize).collect();
+        assert_eq!(found, [0, 1999]);
+        // SAFETY: as above.
+        let (leaf, index) = unsafe { bench.tree.first_reaching(50_000) }.unwrap();
+        assert_eq!(leaf.pairs()[index].word as usize, 0);
+    }
+}
