@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use memslots_oracle::compare::play;
 use memslots_oracle::library::Library;
 use memslots_oracle::model::{Limits, Model};
-use memslots_oracle::op::{print, Op};
+use memslots_oracle::op::print;
 use memslots_oracle::world::{Choose, World};
 
 const MOST_OPS: usize = 300;
@@ -29,14 +29,15 @@ fuzz_target!(|data: &[u8]| {
     let world = if filled > 12 { World::wide(limits) } else { World::small(limits) }.with_transactions();
     let mut ops = world.fill(filled);
     let mut model = Model::new(limits);
-    let apply = |model: &mut Model, op: &Op| drop(model.apply(op, 0));
-    ops.iter().for_each(|op| apply(&mut model, op));
+    for op in &ops {
+        let _ = model.apply(op, 0);
+    }
     while !choose.0.is_empty() && ops.len() < usize::from(filled) + MOST_OPS {
         let op = world.op(&mut choose, &model);
-        apply(&mut model, &op);
+        let _ = model.apply(&op, 0);
         ops.push(op);
     }
-    if let Err(divergence) = play(&ops, &mut Model::new(limits), &mut [&mut Library::new(&limits)], 32) {
+    if let Err(divergence) = play(&ops, &mut Model::new(limits), &mut [&mut Library::new(&limits)], 128) {
         panic!("{divergence}\n{}", print(&ops));
     }
 });

@@ -37,8 +37,8 @@ pub trait Choose {
 pub struct Seed(pub u64);
 
 impl Seed {
-    /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    /// The next 64 bits; seeds for others, mostly.
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -48,7 +48,7 @@ impl Seed {
 
 impl Choose for Seed {
     fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(n)) >> 64) as u64
     }
 }
 

@@ -50,7 +50,7 @@ fn library_and_model_answer_as_a_real_vm() {
             break;
         }
         let mut sequence = world.fill(*filled);
-        world.go_on(&mut sequence, &mut Seed(seeds.next()), OPS_OF_A_VM);
+        world.go_on(&mut sequence, &mut Seed(seeds.draw()), OPS_OF_A_VM);
         total.add(&agree("kvm_oracle", kept(), &sequence, |ops| beside_a_vm(&kvm, world, ops)));
         done += OPS_OF_A_VM as u64;
     }
@@ -129,7 +129,7 @@ fn an_attached_vm_has_the_slots_of_the_table() {
     let mut seeds = Seed(seed("kvm_attached"));
     let (ops, mut total) = (size(OPS_ATTACHED), Tally::default());
     while total.done() + total.withheld < ops {
-        let sequence = world.ops(&mut Seed(seeds.next()), OPS_OF_A_VM);
+        let sequence = world.ops(&mut Seed(seeds.draw()), OPS_OF_A_VM);
         let attached = |ops: &[Op]| play(ops, &mut Model::new(limits), &mut [&mut Attached::new(&kvm, &world)], 20);
         total.add(&agree("kvm_attached", kept(), &sequence, attached));
     }

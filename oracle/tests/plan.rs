@@ -133,7 +133,7 @@ fn two_tables(seed: u64) -> (Model, Model) {
     };
     let from = table(seed);
     // Half of the time the second table grows out of the first.
-    let mut to = if seed % 2 == 0 { from.clone() } else { table(!seed) };
+    let mut to = if seed & 1 == 0 { from.clone() } else { table(!seed) };
     grow(&mut to, seed ^ 1, 12);
     (from, to)
 }
@@ -143,7 +143,7 @@ fn a_plan_leads_from_any_table_to_any_other() {
     let mut seeds = Seed(seed("plan"));
     let (mut steps, mut gaps) = (0, 0);
     for _ in 0..size(PLANS) {
-        let seed = seeds.next();
+        let seed = seeds.draw();
         let (from, to) = two_tables(seed);
         let plan = between(&regions(from.space(0)), &regions(to.space(0))).expect("a plan");
         let followed = follow(&plan, &from, to.space(0));
@@ -186,7 +186,7 @@ fn a_real_vm_follows_the_plans() {
     let Some(kvm) = kvm_for("plan") else { return };
     let mut seeds = Seed(seed("plan_kvm"));
     for _ in 0..size(200).min(200) {
-        let seed = seeds.next();
+        let seed = seeds.draw();
         let (from, to) = two_tables(seed);
         let vm = Vm::new(&kvm);
         for slot in from.space(0).all() {

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use memslots::{Change, Config, Errno, Hooks, Kind, Memslot, Memslots};
 use memslots_oracle::compare::{play, Player};
-use memslots_oracle::library::{config, Library};
+use memslots_oracle::library::{config, opaque_of, region, Library};
 use memslots_oracle::model::{Limits, Model};
-use memslots_oracle::op::{Op, Outcome};
+use memslots_oracle::op::{Op, Outcome, Request};
 use memslots_oracle::run::agree;
 use memslots_oracle::world::{Choose, Seed, World};
 use proptest::prelude::*;
@@ -333,5 +333,64 @@ proptest! {
         let limits = Limits::default();
         let model = || Model::new(limits).with_two_phases();
         agree("two_phases", kept(), &ops, |ops| play(ops, &mut model(), &mut [&mut Watched::new(&limits, true, 0)], 16));
+    }
+}
+
+/// Requests for a table: another one's slots, in any order, some of them made wrong.
+fn requests(model: &Model, choose: &mut Seed) -> Vec<Request> {
+    let mut requests: Vec<Request> = model.space(0).slots.iter().map(|slot| slot.request(12)).collect();
+    for at in (1..requests.len()).rev() {
+        requests.swap(at, choose.below(at as u64 + 1) as usize);
+    }
+    let spoil = |request: &mut Request, choose: &mut Seed| match choose.below(7) {
+        0 => request.size = 0,
+        1 => request.as_id = 1,
+        2 => request.id = choose.below(12) as u16,
+        3 => request.gpa += 0x1000,
+        4 => request.hva += 1,
+        5 => request.flags = 1 << choose.below(32),
+        _ => request.gpa = 1 << 52,
+    };
+    if choose.once_in(3) && !requests.is_empty() {
+        let at = choose.below(requests.len() as u64) as usize;
+        spoil(&mut requests[at], choose);
+    }
+    requests
+}
+
+fn grown(seed: u64, n: usize) -> (Vec<Op>, Model) {
+    let ops = small().ops(&mut Seed(seed), n);
+    let mut model = Model::new(Limits::default());
+    for op in &ops {
+        let _ = model.apply(op, 0);
+    }
+    (ops, model)
+}
+
+proptest! {
+    #![proptest_config(cases(512))]
+
+    /// Whole lists: all or nothing, the right culprit, and what stays the same slot keeps its opaque.
+    #[test]
+    fn lists(seed in any::<u64>(), n in 0..80usize, whole in any::<bool>()) {
+        let mut choose = Seed(seed);
+        let (ops, _) = grown(seed, n);
+        let (_, other) = grown(if choose.once_in(2) { seed } else { !seed }, n + choose.below(30) as usize);
+        let requests = requests(&other, &mut choose);
+        let regions: Vec<_> = requests.iter().map(region).collect();
+        let first = 10_000;
+        let opaques: Vec<_> = (first..).map(opaque_of).take(regions.len()).collect();
+
+        let (mut library, mut model) = (Library::new(&Limits::default()), Model::new(Limits::default()));
+        play(&ops, &mut model, &mut [&mut library], 1000).expect("they agree");
+        let (got, wanted) = if whole {
+            (library.table().replace_all(0, &regions, Some(&opaques)), model.replace_all(0, &requests, first))
+        } else {
+            (library.table().apply(&regions, Some(&opaques)), model.apply_all(&requests, first))
+        };
+        let got = got.map_err(|refused| (refused.errno.0, refused.at.expect("a culprit")));
+        prop_assert_eq!(got, wanted, "{:x?}", requests);
+        let same = library.glance(&model).and_then(|()| library.inspect(&model));
+        prop_assert!(same.is_ok(), "{}\n{:x?}", same.unwrap_err(), requests);
     }
 }

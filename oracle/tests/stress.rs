@@ -4,7 +4,7 @@
 //!
 //! The writer moves a group of slots about by transactions. Where the group is follows from the generation alone, so a
 //! reader can tell a mix of two contents, or the wrong content, by looking. Every slot's opaque leads to a word that says
-//! LIVE until the slot is released; the words themselves are kept to the end, so a reader may look at any time.
+//! LIVE until the slot is released; the words themselves are never freed, so a reader may look at any time.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -40,16 +40,16 @@ struct Payload {
     users: AtomicU32,
 }
 
-/// Every payload of a run. Boxed, so that they stay where they are.
+/// Every payload of a run. Never freed, so that a reader that is wrong about one finds it DEAD.
 #[derive(Default)]
-struct Payloads(Mutex<Vec<Box<Payload>>>);
+struct Payloads(Mutex<Vec<&'static Payload>>);
 
 impl Payloads {
     fn new_for(&self, id: u64) -> *mut c_void {
-        let payload = Box::new(Payload { state: AtomicU32::new(LIVE), id, users: AtomicU32::new(0) });
-        let opaque = &*payload as *const Payload as *mut c_void;
+        let payload = Payload { state: AtomicU32::new(LIVE), id, users: AtomicU32::new(0) };
+        let payload: &'static Payload = Box::leak(Box::new(payload));
         self.0.lock().unwrap().push(payload);
-        opaque
+        payload as *const Payload as *mut c_void
     }
 
     fn in_state(&self, state: u32) -> usize {
@@ -57,8 +57,8 @@ impl Payloads {
     }
 }
 
-fn payload(slot: &Memslot) -> &Payload {
-    // SAFETY: every slot of these tables has a payload, and payloads outlive the table.
+fn payload(slot: &Memslot) -> &'static Payload {
+    // SAFETY: every slot of these tables has a payload, and payloads are never freed.
     unsafe { &*(slot.opaque as *const Payload) }
 }
 
