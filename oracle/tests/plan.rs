@@ -86,8 +86,8 @@ fn is_without_circles(needs: &[u32], mut left: u32) -> bool {
     true
 }
 
-/// Follows a plan on the model; says what is wrong with it.
-fn follow(steps: &[Step], from: &Model, to: &Space) -> Result<(), String> {
+/// Follows a plan on the model; gives the calls that could have been spared, or says what is wrong with it.
+fn follow(steps: &[Step], from: &Model, to: &Space) -> Result<usize, String> {
     let mut table = from.clone();
     let lasting = &frames(from.space(0)) & &frames(to);
     for (at, step) in steps.iter().enumerate() {
@@ -111,11 +111,14 @@ fn follow(steps: &[Step], from: &Model, to: &Space) -> Result<(), String> {
     if content(table.space(0)) != content(to) {
         return Err("it leads elsewhere".into());
     }
-    let least = fewest(from.space(0), to) + fewest_out_of_the_way(from.space(0), to);
-    if steps.len() != least {
+    // Which slots of entangled circles to choose is a hard problem, and rarely one call more is fine; without circles
+    // there is no excuse.
+    let out = fewest_out_of_the_way(from.space(0), to);
+    let least = fewest(from.space(0), to) + out;
+    if steps.len() < least || steps.len() > least + out {
         return Err(format!("{} calls where {least} are enough", steps.len()));
     }
-    Ok(())
+    Ok(steps.len() - least)
 }
 
 fn two_tables(seed: u64) -> (Model, Model) {
@@ -141,18 +144,20 @@ fn two_tables(seed: u64) -> (Model, Model) {
 #[test]
 fn a_plan_leads_from_any_table_to_any_other() {
     let mut seeds = Seed(seed("plan"));
-    let (mut steps, mut gaps) = (0, 0);
+    let (mut steps, mut gaps, mut spare) = (0, 0, 0);
     for _ in 0..size(PLANS) {
         let seed = seeds.draw();
         let (from, to) = two_tables(seed);
         let plan = between(&regions(from.space(0)), &regions(to.space(0))).expect("a plan");
         let followed = follow(&plan, &from, to.space(0));
-        followed.unwrap_or_else(|error| panic!("seed {seed:#x}: {error}\n{:?}\n{:?}", from.space(0), to.space(0)));
+        spare +=
+            followed.unwrap_or_else(|error| panic!("seed {seed:#x}: {error}\n{:?}\n{:?}", from.space(0), to.space(0)));
         steps += plan.len();
         gaps += plan.iter().filter(|step| step.gap).count();
     }
-    say(&format!("plan: {steps} calls, {gaps} gaps"));
+    say(&format!("plan: {steps} calls, {gaps} gaps, {spare} calls too many"));
     assert!(steps > 0 && gaps > 0 && gaps < steps);
+    assert!(spare * 1000 <= steps, "{spare} of {steps} calls could be spared");
 }
 
 #[test]
@@ -168,6 +173,19 @@ fn exchanging_places_costs_one_call_more() {
         let to: Vec<Region> = (0..n).map(|id| region(&at(id, (id + 1) % n))).collect();
         assert_eq!(between(&from, &to).expect("a plan").len() as u64, n + 1);
     }
+}
+
+/// A slot that is remade goes out of the way first: then those that only move need no circle broken.
+#[test]
+fn what_is_remade_anyway_makes_room_for_what_moves() {
+    let at = |id, gfn: u64, npages: u64, hva| {
+        region(&Request { id, gpa: gfn << SHIFT, size: npages << SHIFT, hva, memfd: -1, ..Request::default() })
+    };
+    let from = [at(1, 10, 4, 0x1000), at(2, 20, 4, 0x2000)];
+    let to = [at(1, 20, 4, 0x1000), at(2, 10, 4, 0x9000)];
+    assert_eq!(between(&from, &to).expect("a plan").len(), 3, "delete 2, move 1, create 2");
+    let (from, to) = ([from[1], from[0]], [to[1], to[0]]);
+    assert_eq!(between(&from, &to).expect("a plan").len(), 3, "whatever the order");
 }
 
 #[test]

@@ -52,6 +52,12 @@ impl Payloads {
         payload as *const Payload as *mut c_void
     }
 
+    /// Of a slot that was never made.
+    fn never_used(&self, opaque: *mut c_void) {
+        // SAFETY: payloads are never freed.
+        unsafe { &*(opaque as *const Payload) }.state.store(DEAD, Ordering::SeqCst);
+    }
+
     fn in_state(&self, state: u32) -> usize {
         self.0.lock().unwrap().iter().filter(|payload| payload.state.load(Ordering::Relaxed) == state).count()
     }
@@ -312,4 +318,90 @@ fn a_synchronous_update_returns_when_the_old_state_is_out_of_use() {
         }
     });
     assert!(used.load(Ordering::Relaxed) > 0);
+}
+
+/// One thread's share of everything that a thread may do, in any order. Gives how often an update was refused because it
+/// would have had to wait for this thread's own section.
+fn do_anything(table: &Memslots, payloads: &Payloads, rounds: u64, seed: u64) -> u64 {
+    let mut choose = Seed(seed);
+    let mut reader = table.reader().expect("a reader");
+    let mut refused = 0;
+    for _ in 0..rounds {
+        let section = choose.once_in(2).then(|| reader.lock());
+        let found = section.as_ref().and_then(|section| section.find_id(0, choose.below(OTHERS) as u16));
+        let as_found = found.copied();
+        for _ in 0..choose.below(3) {
+            refused += u64::from(update(table, payloads, &mut choose) == Err(Errno::EDEADLK));
+        }
+        if section.is_some() {
+            assert_eq!(table.synchronize(), Err(Errno::EDEADLK), "in a section of this thread's own");
+        }
+        if let (Some(slot), Some(then)) = (found, as_found) {
+            assert_eq!(*slot, then, "a slot changed in place");
+            check_slot_state(slot);
+        }
+        drop(section);
+        match choose.below(64) {
+            0 => reader = table.reader().expect("another reader"),
+            1 => drop(table.synchronize()),
+            2 => drop(table.reclaim()),
+            _ => {}
+        }
+    }
+    refused
+}
+
+/// One update, alone or a few in a transaction; which of them succeed is chance.
+fn update(table: &Memslots, payloads: &Payloads, choose: &mut Seed) -> Result<(), Errno> {
+    let id = choose.below(OTHERS);
+    let slot = region(id, choose.below(4) * PLACE + id * STRIDE, 1);
+    match choose.below(4) {
+        0 => table.delete(0, id as u16),
+        1 => table.move_slot(0, id as u16, Gpa(slot.guest_phys_addr)),
+        2 => {
+            let opaque = payloads.new_for(id);
+            let created = table.create(&slot, opaque).map(drop);
+            if created.is_err() {
+                payloads.never_used(opaque);
+            }
+            created
+        }
+        _ => {
+            let mut txn = table.begin()?;
+            assert_eq!(table.begin().err(), Some(Errno::EDEADLK), "while this thread has a transaction open");
+            for id in id..OTHERS.min(id + 8) {
+                let _ = txn.move_slot(0, id as u16, Gpa(slot.guest_phys_addr + id * STRIDE * PAGE));
+            }
+            txn.commit()
+        }
+    }
+}
+
+fn anything_at_once(name: &str, flushes: bool, rounds: u64) {
+    const THREADS: u64 = 4;
+    let (seed, payloads) = (seed(name), Payloads::default());
+    let table = table(flushes, false);
+    let refused: u64 = thread::scope(|scope| {
+        let (table, payloads) = (&table, &payloads);
+        let share = |n| scope.spawn(move || do_anything(table, payloads, rounds / THREADS, seed + n));
+        let threads: Vec<_> = (0..THREADS).map(share).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a thread")).sum()
+    });
+    say(&format!("{name}: {rounds} rounds, {refused} updates refused from inside a section"));
+    assert_eq!(refused > 0, flushes, "only an update that waits can be refused so");
+    table.synchronize().expect("no section is open");
+    let slots = table.reader().unwrap().lock().count(0) as usize;
+    assert_eq!(payloads.in_state(LIVE), slots, "what is not in the table is released");
+    drop(table);
+    assert_eq!(payloads.in_state(LIVE), 0, "what was left is released with the table");
+}
+
+#[test]
+fn threads_do_anything_at_once() {
+    anything_at_once("stress_anything", false, size(400_000).min(400_000));
+}
+
+#[test]
+fn threads_do_anything_at_once_where_updates_wait() {
+    anything_at_once("stress_anything_flush", true, size(40_000).min(40_000));
 }
