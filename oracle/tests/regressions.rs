@@ -11,6 +11,7 @@ use memslots_oracle::library::Library;
 use memslots_oracle::model::{Limits, Model};
 use memslots_oracle::op::{parse, Op};
 use memslots_oracle::real::{kvm_for, Vm};
+use memslots_oracle::run::say;
 
 fn files() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions");
@@ -32,6 +33,7 @@ fn every_file_replays() {
     let kvm = kvm_for("regressions");
     let files = files();
     assert!(!files.is_empty(), "there are files to replay");
+    let (nr_files, mut on_a_vm) = (files.len(), 0);
     for file in files {
         let text = fs::read_to_string(&file).expect("readable");
         let lines = parse(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
@@ -47,8 +49,10 @@ fn every_file_replays() {
             .map(|kvm| RealPlayer { vm: Vm::new(kvm), pages: 0, ids: 16 });
         if let Some(real) = &mut real {
             players.push(real);
+            on_a_vm += 1;
         }
         let played = play(&ops, &mut Model::new(limits), &mut players, 1);
         played.unwrap_or_else(|divergence| panic!("{}: {divergence}", file.display()));
     }
+    say(&format!("regressions: {nr_files} files, {on_a_vm} of them also on a real VM"));
 }
