@@ -223,6 +223,42 @@ static void no_such_address_space(void)
     memslots_free(ms);
 }
 
+// The header's own copy of the last-used hit must answer as the function does, whatever happened since.
+static void the_inline_lookup(void)
+{
+    struct memslots_config config = default_config();
+    config.nr_address_spaces = 2;
+    struct memslots *ms = new_table_with(&config);
+    struct memslots_reader *reader = new_reader(ms);
+
+    set(ms, 1, 100, 10);
+    set(ms, 2, 110, 10);
+    set(ms, 1u << 16 | 7, 100, 10);
+    CHECK(memslots_find_gfn_inline(reader, 0, 100) == NULL); // outside of a section
+    memslots_read_lock(reader);
+    for (uint64_t gfn = 95; gfn < 125; gfn++) {
+        for (uint16_t as_id = 0; as_id < 3; as_id++) {
+            const struct memslot *slot = memslots_find_gfn_inline(reader, as_id, gfn);
+            CHECK(slot == memslots_find_gfn(reader, as_id, gfn));
+            CHECK(slot == memslots_find_gfn_inline(reader, as_id, gfn));
+        }
+    }
+    CHECK(memslots_find_gfn_inline(reader, 0, 105) != NULL);
+    memslots_delete(ms, 0, 1);
+    CHECK(memslots_find_gfn_inline(reader, 0, 105) == NULL);
+    CHECK(memslots_find_gfn_inline(reader, 0, 115) != NULL);
+    memslots_move(ms, 0, 2, 200 * PAGE);
+    CHECK(memslots_find_gfn_inline(reader, 0, 115) == NULL);
+    CHECK(memslots_find_gfn_inline(reader, 0, 205) != NULL);
+    memslots_read_unlock(reader);
+    CHECK(memslots_find_gfn_inline(reader, 0, 205) == NULL);
+    memslots_free(ms);
+    memslots_read_lock(reader);
+    CHECK(memslots_find_gfn_inline(reader, 0, 205) == NULL);
+    memslots_read_unlock(reader);
+    memslots_reader_free(reader);
+}
+
 // Every gfn of a table of a few thousand slots, against what was put in.
 static void a_large_table(void)
 {
@@ -258,6 +294,7 @@ int main(void)
     RUN(hva_of_several_the_lowest_start_then_the_lowest_id);
     RUN(hva_under_many_others);
     RUN(no_such_address_space);
+    RUN(the_inline_lookup);
     RUN(a_large_table);
     return test_result();
 }

@@ -194,7 +194,7 @@ static void churn(bool with_flush, int rounds)
 
 static void without_waiting(void)
 {
-    churn(false, under_valgrind() ? 200 : 10000);
+    churn(false, under_valgrind() ? 200 : 3000);
 }
 
 static void with_the_invalid_phase(void)
