@@ -65,12 +65,12 @@ uint64_t page_stamp(const struct memory *memory, uint64_t page);
 struct vcpu {
     struct vmm *vmm;
     struct memslots_reader *reader;
-    uint64_t refused_gpa; // of the write that no memory took, until the guest tells us of it; or:
+    uint64_t refused_gpa; // of a write that no memory took, until the guest tells us of it
     bool last_list;       // the guest is on LIST_FINALLY
     _Atomic uint64_t nr_lists;
     uint64_t in_ram, in_rom, in_holes; // where the guest's writes went
 };
-#define NO_GPA UINT64_MAX
+#define NO_GPA UINT64_MAX // what refused_gpa is otherwise
 void *vcpu_thread(void *vcpu);
 
 // A thread that does what a VMM's device threads do all day: look up guest memory and use it
