@@ -265,6 +265,93 @@ static void another_table_s_section_is_no_matter(void)
     tear_down();
 }
 
+// The cross: another thread's delete waits for this thread's section, and in it this thread calls what
+// would wait for that delete. It is told so; neither hangs.
+static void an_update_that_waits_for_us(void)
+{
+    pthread_t updater;
+    struct memslots_stats stats;
+    struct memslots_region region = ram(8, 800, 1);
+    struct memslots_txn *txn = NULL;
+
+    set_up(&with_flush, 0);
+    memslots_read_lock(reader);
+    uint64_t generation = memslots_generation(reader, 0);
+    atomic_store(&update_is_done, false);
+    REQUIRE(pthread_create(&updater, NULL, delete_slot_1, NULL) == 0);
+    while (memslots_generation(reader, 0) == generation) // until it has published INVALID
+        nap();
+    CHECK_EQ(memslots_set_region(ms, &region, NULL), -EDEADLK);
+    CHECK_EQ(memslots_create(ms, &region, NULL), -EDEADLK);
+    CHECK_EQ(memslots_set_flags(ms, 0, 2, MEMSLOTS_LOG_DIRTY_PAGES), -EDEADLK);
+    CHECK_EQ(memslots_txn_begin(ms, &txn), -EDEADLK);
+    CHECK_EQ(memslots_try_synchronize(ms), -EDEADLK);
+    CHECK_EQ(memslots_get_stats(ms, &stats, sizeof(stats)), -EDEADLK);
+    CHECK_EQ(memslots_reclaim(ms), 0);
+    CHECK(!atomic_load(&update_is_done));
+    CHECK(memslots_find_gfn(reader, 0, 100)->flags & MEMSLOTS_INVALID);
+    memslots_read_unlock(reader);
+    pthread_join(updater, NULL);
+    CHECK_EQ(update_result, 0);
+    CHECK_EQ(memslots_set_region(ms, &region, NULL), 0);
+    tear_down();
+}
+
+static void *stand_up_soon(void *sitter)
+{
+    for (int i = 0; i < 50; i++)
+        nap();
+    stand_up(sitter);
+    return NULL;
+}
+
+// The same from a section that began only after the delete had begun to wait for an older one.
+static void an_update_that_waits_for_another(void)
+{
+    struct sitter sitter;
+    pthread_t updater, helper;
+
+    set_up(&with_flush, 0);
+    sit_down(&sitter);
+    uint64_t generation = memslots_generation(reader, 0);
+    REQUIRE(pthread_create(&updater, NULL, delete_slot_1, NULL) == 0);
+    while (memslots_generation(reader, 0) == generation)
+        nap();
+    memslots_read_lock(reader);
+    REQUIRE(pthread_create(&helper, NULL, stand_up_soon, &sitter) == 0);
+    int err = set(ms, 8, 800, 1); // in its turn or not at all, but it comes back
+    CHECK(err == 0 || err == -EDEADLK);
+    memslots_read_unlock(reader);
+    pthread_join(helper, NULL);
+    pthread_join(updater, NULL);
+    CHECK_EQ(update_result, 0);
+    CHECK_EQ(id_at(reader, 0, 800), err ? -1 : 8);
+    tear_down();
+}
+
+// Readers come and go while an update waits for an old section.
+static void readers_come_and_go_meanwhile(void)
+{
+    struct sitter sitter;
+    pthread_t updater;
+
+    set_up(&with_flush, 0);
+    sit_down(&sitter);
+    uint64_t generation = memslots_generation(reader, 0);
+    REQUIRE(pthread_create(&updater, NULL, delete_slot_1, NULL) == 0);
+    while (memslots_generation(reader, 0) == generation)
+        nap();
+    for (int i = 0; i < 100; i++) {
+        struct memslots_reader *another = new_reader(ms);
+        CHECK_EQ(id_at(another, 0, 200), 2);
+        memslots_reader_free(another);
+    }
+    stand_up(&sitter);
+    pthread_join(updater, NULL);
+    CHECK_EQ(update_result, 0);
+    tear_down();
+}
+
 static struct memslots_txn *opened;
 static atomic_bool second_is_in;
 
@@ -306,6 +393,9 @@ int main(void)
     RUN(synchronize_does_not_wait_for_newcomers);
     RUN(two_readers_of_one_thread);
     RUN(another_table_s_section_is_no_matter);
+    RUN(an_update_that_waits_for_us);
+    RUN(an_update_that_waits_for_another);
+    RUN(readers_come_and_go_meanwhile);
     RUN(updates_of_other_threads_wait_their_turn);
     return test_result();
 }
