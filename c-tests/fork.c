@@ -5,7 +5,10 @@
 #define _POSIX_C_SOURCE 200809L
 #include "test.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static int nr_released;
@@ -80,9 +83,81 @@ static void the_child_may_exec(void)
     memslots_free(ms);
 }
 
+static struct memslots *shared;
+static atomic_bool inside, leave;
+
+static void *sit(void *arg)
+{
+    struct memslots_reader *reader = new_reader(shared);
+
+    memslots_read_lock(reader);
+    CHECK(memslots_find_gfn(reader, 0, 0) != NULL);
+    atomic_store(&inside, true);
+    while (!atomic_load(&leave))
+        nanosleep(&(struct timespec){.tv_nsec = 1000 * 1000}, NULL);
+    memslots_read_unlock(reader);
+    memslots_reader_free(reader);
+    return arg;
+}
+
+static void *delete_one(void *arg)
+{
+    CHECK_EQ(memslots_delete(shared, 0, 7), 0);
+    return arg;
+}
+
+static void ignore(void *ctx, const struct memslot *invalid)
+{
+    (void)ctx;
+    (void)invalid;
+}
+
+// Forked while one thread reads and another, with the lock in its hand, waits for it. In the child
+// neither is there any more, and free must not wait for them.
+static void the_child_may_free_what_other_threads_held(void)
+{
+    static const struct memslots_ops ops = {.flush = ignore, .release = release};
+    struct memslots_config config = default_config();
+    pthread_t sitter, updater;
+
+    config.ops = &ops;
+    shared = new_table_with(&config);
+    nr_released = 0;
+    for (uint32_t i = 0; i < 100; i++)
+        REQUIRE(set(shared, i, i * 2, 1) == 0);
+    struct memslots_reader *reader = new_reader(shared);
+    uint64_t generation = memslots_generation(reader, 0);
+    atomic_store(&inside, false);
+    atomic_store(&leave, false);
+    REQUIRE(pthread_create(&sitter, NULL, sit, NULL) == 0);
+    while (!atomic_load(&inside))
+        ;
+    REQUIRE(pthread_create(&updater, NULL, delete_one, NULL) == 0);
+    while (memslots_generation(reader, 0) == generation)
+        ;
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(20); // a hang is a failure, not a hang
+        memslots_reader_free(reader);
+        memslots_free(shared);
+        execl("/bin/true", "true",
+              (char *)NULL); // what the other threads were at is lost to the child
+        _exit(127);
+    }
+    CHECK_EQ(exit_status_of(child), 0);
+    atomic_store(&leave, true);
+    pthread_join(sitter, NULL);
+    pthread_join(updater, NULL);
+    CHECK_EQ(id_at(reader, 0, 14), -1);
+    memslots_reader_free(reader);
+    memslots_free(shared);
+    CHECK_EQ(nr_released, 100);
+}
+
 int main(void)
 {
     RUN(the_child_may_free);
     RUN(the_child_may_exec);
+    RUN(the_child_may_free_what_other_threads_held);
     return test_result();
 }
