@@ -11,7 +11,7 @@ use memslots_oracle::model::{Limits, Model};
 use memslots_oracle::op::print;
 use memslots_oracle::world::{Choose, World};
 
-const MOST_OPS: usize = 300;
+const MOST_OPS: usize = 200;
 
 /// Choices out of the fuzzer's bytes; 0 once they are used up.
 struct Bytes<'a>(Unstructured<'a>);
@@ -25,7 +25,7 @@ impl Choose for Bytes<'_> {
 fuzz_target!(|data: &[u8]| {
     let mut choose = Bytes(Unstructured::new(data));
     let limits = Limits { nr_address_spaces: choose.one(&[1, 1, 1, 2]), ..Limits::default() };
-    let filled = choose.one(&[0, 0, 0, 10, 70, 300]);
+    let filled = choose.one(&[0, 0, 0, 0, 10, 10, 70, 250]);
     let world = if filled > 12 { World::wide(limits) } else { World::small(limits) }.with_transactions();
     let mut ops = world.fill(filled);
     let mut model = Model::new(limits);
