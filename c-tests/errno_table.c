@@ -272,6 +272,29 @@ static void limits_are_the_configuration_s(void)
     CHECK_EQ(raw(0x20000, 0, 0, PAGE, 0), -EINVAL);
 }
 
+// Where the gpa may have all 64 bits, the rule against wrapping is all there is; it costs the last page.
+static void all_of_64_bits(void)
+{
+    struct memslots_config config = default_config();
+    const uint64_t last = UINT64_MAX - PAGE + 1;
+
+    memslots_free(ms);
+    config.gpa_bits = 64;
+    ms = new_table_with(&config);
+    CHECK_EQ(raw(0, 0, last, PAGE, 0), -EINVAL);
+    CHECK_EQ(raw(0, 0, last - PAGE, 2 * PAGE, 0), -EINVAL);
+    CHECK_EQ(raw(0, 0, last - PAGE, PAGE, 0), 0);
+    CHECK_EQ(raw(1, 0, last - PAGE, 2 * PAGE, 0), -EINVAL); // wraps, before it overlaps
+    CHECK_EQ(raw(1, 0, last - 2 * PAGE, 2 * PAGE, 0), -EEXIST);
+    CHECK_EQ(raw(1, 0, last - 2 * PAGE, PAGE, 0), 0);
+    CHECK_EQ(memslots_move(ms, 0, 1, last), -EINVAL);
+
+    struct memslots_reader *reader = new_reader(ms);
+    CHECK_EQ(id_at(reader, 0, last / PAGE - 1), 0);
+    CHECK_EQ(id_at(reader, 0, last / PAGE), -1);
+    memslots_reader_free(reader);
+}
+
 static void a_refusal_changes_nothing(void)
 {
     fresh();
@@ -303,6 +326,7 @@ int main(void)
     RUN(g_guest_memfd);
     RUN(a_slot_knows_its_guest_memfd);
     RUN(limits_are_the_configuration_s);
+    RUN(all_of_64_bits);
     RUN(a_refusal_changes_nothing);
     memslots_free(ms);
     return test_result();
