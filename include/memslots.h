@@ -950,7 +950,6 @@ struct memslots_reader_hot {
     uint64_t npages;
     const struct memslot *slot;
     uint32_t as_id;
-    uint32_t depth;
 };
 
 /*
@@ -963,7 +962,7 @@ static inline const struct memslot *memslots_find_gfn_inline(struct memslots_rea
     const struct memslots_reader_hot *hot = (const struct memslots_reader_hot *)(void *)reader;
 
     if (__atomic_load_n(hot->seq, __ATOMIC_ACQUIRE) == hot->cached_seq &&
-        gfn - hot->base_gfn < hot->npages && hot->as_id == as_id && hot->depth != 0) {
+        gfn - hot->base_gfn < hot->npages && hot->as_id == as_id) {
         return hot->slot;
     }
     return memslots_find_gfn(reader, as_id, gfn);

@@ -30,13 +30,16 @@ struct Hot {
     base_gfn: Cell<u64>,
     npages: Cell<u64>,
     slot: Cell<*const Memslot>,
-    /// Of the slot, so that it takes one compare.
+    /// Of the slot; with `CLOSED` outside of a section, so that nothing hits there.
     as_id: Cell<u32>,
     /// Sections open, one inside the other.
     depth: Cell<u32>,
     misses: Cell<u64>,
     sections: Cell<u64>,
 }
+
+/// Added to the last-used slot's address space while no section is open.
+const CLOSED: u32 = 1 << 31;
 
 /// One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
 pub struct Reader {
@@ -65,7 +68,7 @@ impl Reader {
             base_gfn: Cell::new(0),
             npages: Cell::new(0),
             slot: Cell::new(std::ptr::null()),
-            as_id: Cell::new(0),
+            as_id: Cell::new(CLOSED),
             depth: Cell::new(0),
             misses: Cell::new(0),
             sections: Cell::new(0),
@@ -88,6 +91,7 @@ impl Reader {
             self.guard.set(Some(self.handle.pin()));
             self.presence.begin(self.seq());
             self.hot.sections.set(self.hot.sections.get() + 1);
+            self.hot.as_id.set(self.hot.as_id.get() & !CLOSED);
         }
         self.hot.depth.set(depth + 1);
     }
@@ -101,6 +105,7 @@ impl Reader {
         }
         self.hot.depth.set(depth - 1);
         if depth == 1 {
+            self.hot.as_id.set(self.hot.as_id.get() | CLOSED);
             self.presence.end();
             self.guard.set(None);
         }
@@ -111,6 +116,23 @@ impl Reader {
     #[inline(always)]
     pub(crate) fn section(&self) -> Option<Section<'_>> {
         (self.hot.depth.get() > 0).then_some(Section { reader: self, leave: false })
+    }
+
+    /// The last-used slot, where it holds the frame, is of the current publication, and a section is open.
+    #[inline(always)]
+    pub(crate) fn last_used(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
+        let hot = &self.hot;
+        // SAFETY: the table's counter, which `shared` keeps alive.
+        let seq = unsafe { (*hot.seq).load(Ordering::Acquire) };
+        let hit = hot.cached_seq.get() == seq
+            && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get()
+            && hot.as_id.get() == as_id as u32;
+        // A slot of a publication is not null.
+        if hit {
+            NonNull::new(hot.slot.get().cast_mut())
+        } else {
+            None
+        }
     }
 
     /// Sections opened (the outermost), and lookups that the last-used slot did not answer.
@@ -182,20 +204,16 @@ impl<'r> Section<'r> {
     /// The slot that holds a frame. A slot that is being deleted or moved is found with `INVALID` set.
     #[inline(always)]
     pub fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
-        let hot = &self.reader.hot;
-        let hit = hot.cached_seq.get() == self.reader.seq()
-            && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get()
-            && hot.as_id.get() == as_id as u32;
-        if hit {
-            // SAFETY: found in the publication that is still current after this section began, so the section keeps it.
-            return Some(unsafe { &*hot.slot.get() });
+        match self.reader.last_used(as_id, gfn) {
+            // SAFETY: of the publication that is still current after this section began, so the section keeps it.
+            Some(slot) => Some(unsafe { slot.as_ref() }),
+            None => self.find_gfn_slow(as_id, gfn),
         }
-        self.find_gfn_slow(as_id, gfn)
     }
 
     /// The lookup itself, and the new last-used slot.
     #[inline]
-    fn find_gfn_slow(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+    pub(crate) fn find_gfn_slow(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
         let hot = &self.reader.hot;
         hot.misses.set(hot.misses.get() + 1);
         let published = self.published();

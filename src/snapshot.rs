@@ -290,11 +290,15 @@ impl Published {
         new
     }
 
-    /// A copy of `base`, to be changed and published.
+    /// A copy of `base`, to be changed and published, in memory that the caller has reserved.
     pub(crate) fn copy_of(editor: &mut Editor, base: &Published) -> NonNull<Published> {
-        let mut new = Self::create(editor, base.nr_spaces);
-        // SAFETY: fresh, and nobody else's.
-        unsafe { new.as_mut() }.spaces_mut().copy_from_slice(base.spaces());
+        let lines = base.head.lines as usize;
+        let new = editor.pool.alloc(lines).cast::<Published>();
+        // SAFETY: fresh memory of the base's size; the link is written anew.
+        unsafe {
+            new.cast::<u8>().copy_from_nonoverlapping(NonNull::from(base).cast(), lines * LINE);
+            (*new.as_ptr()).head.link = Link::stamped(editor.stamp);
+        }
         new
     }
 

@@ -151,7 +151,9 @@ impl Memslots {
     /// `EDEADLK` where this thread has a transaction open, is inside a hook, or is in a section that another thread's update
     /// waits for; `ENOTRECOVERABLE` after a panic inside an update; `ENOMEM`.
     pub fn begin(&self) -> Result<Transaction<'_>> {
-        Transaction::begin(self.shared.update()?, true)
+        let mut txn = Transaction::begin(self.shared.update()?, true)?;
+        txn.trace(Op::Begin, Region::default, Ok(()));
+        Ok(txn)
     }
 
     /// The whole of `KVM_SET_USER_MEMORY_REGION2`: decides create, delete, move or flags-only itself. `opaque` counts where it
@@ -160,7 +162,7 @@ impl Memslots {
     /// # Errors
     /// The kernel's; those of [`Memslots::begin`] and [`Transaction::commit`].
     pub fn set_region(&self, region: &Region, opaque: *mut c_void) -> Result<()> {
-        self.single(Op::Set, region, |txn| txn.set_region(region, opaque))
+        self.single(Op::Set, || *region, |txn| txn.set_region(region, opaque))
     }
 
     /// Creates a slot, and gives its id. See [`Transaction::create`].
@@ -168,7 +170,7 @@ impl Memslots {
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
     pub fn create(&self, region: &Region, opaque: *mut c_void) -> Result<u16> {
-        self.single(Op::Create, region, |txn| txn.create(region, opaque))
+        self.single(Op::Create, || *region, |txn| txn.create(region, opaque))
     }
 
     /// Deletes a slot. See [`Transaction::delete`].
@@ -176,7 +178,7 @@ impl Memslots {
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
     pub fn delete(&self, as_id: u16, id: u16) -> Result<()> {
-        self.single(Op::Delete, &trace::named(as_id, id), |txn| txn.delete(as_id, id))
+        self.single(Op::Delete, || trace::named(as_id, id), |txn| txn.delete(as_id, id))
     }
 
     /// Moves a slot. See [`Transaction::move_slot`].
@@ -184,8 +186,8 @@ impl Memslots {
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
     pub fn move_slot(&self, as_id: u16, id: u16, gpa: Gpa) -> Result<()> {
-        let named = Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
-        self.single(Op::Move, &named, |txn| txn.move_slot(as_id, id, gpa))
+        let named = || Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
+        self.single(Op::Move, named, |txn| txn.move_slot(as_id, id, gpa))
     }
 
     /// Changes a slot's flags. See [`Transaction::set_flags`].
@@ -193,8 +195,8 @@ impl Memslots {
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
     pub fn set_flags(&self, as_id: u16, id: u16, flags: u32) -> Result<()> {
-        let named = Region { flags, ..trace::named(as_id, id) };
-        self.single(Op::Flags, &named, |txn| txn.set_flags(as_id, id, flags))
+        let named = || Region { flags, ..trace::named(as_id, id) };
+        self.single(Op::Flags, named, |txn| txn.set_flags(as_id, id, flags))
     }
 
     /// Makes all changes or none, in one publication. The cost follows their number, not the table's size.
@@ -225,7 +227,13 @@ impl Memslots {
     }
 
     /// One update, and its line in the trace.
-    fn single<T>(&self, op: Op, named: &Region, step: impl FnOnce(&mut Transaction) -> Result<T>) -> Result<T> {
+    #[inline(always)]
+    fn single<T>(
+        &self,
+        op: Op,
+        named: impl FnOnce() -> Region,
+        step: impl FnOnce(&mut Transaction) -> Result<T>,
+    ) -> Result<T> {
         let mut txn = Transaction::begin(self.shared.update()?, false)?;
         let result = step(&mut txn).and_then(|answer| txn.try_commit().map(|()| answer));
         txn.trace(op, named, result.as_ref().map(|_| ()).map_err(|errno| *errno));

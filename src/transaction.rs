@@ -74,30 +74,18 @@ pub(crate) fn slot_of<'a>(record: NonNull<Record>) -> &'a Memslot {
 }
 
 impl<'a> Transaction<'a> {
+    #[inline(always)]
     pub(crate) fn begin(mut lock: Updating<'a>, bracketed: bool) -> Result<Transaction<'a>> {
+        lock.writer.pool.reserve(Published::lines(lock.shared.limits.nr_address_spaces) * LINE)?;
         let base = lock.current();
         let writer = &mut *lock.writer;
-        writer.pool.reserve(Published::lines(lock.shared.limits.nr_address_spaces) * LINE)?;
         writer.journal.clear();
         let stamp = writer.next_stamp;
-        let mut editor = Editor { pool: &mut writer.pool, stamp, replaced: None };
         // SAFETY: the current publication is alive under the update lock.
-        let work = Published::copy_of(&mut editor, unsafe { base.as_ref() });
-        let mut txn = Transaction {
-            lock,
-            base,
-            work,
-            stamp,
-            replaced: Aside::NOTHING,
-            step: 0,
-            refused: None,
-            bracketed,
-            finished: false,
-        };
-        if bracketed {
-            txn.trace(Op::Begin, &Region::default(), Ok(()));
-        }
-        Ok(txn)
+        let work =
+            Published::copy_of(&mut Editor { pool: &mut writer.pool, stamp, replaced: None }, unsafe { base.as_ref() });
+        let replaced = Aside::NOTHING;
+        Ok(Transaction { lock, base, work, stamp, replaced, step: 0, refused: None, bracketed, finished: false })
     }
 
     // ---- staging ----
@@ -107,10 +95,14 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// The kernel's: `EINVAL`, `EEXIST`, `EBADF`, `ENOMEM`. The transaction is as it was.
     pub fn set_region(&mut self, region: &Region, opaque: *mut c_void) -> Result<()> {
-        self.traced(Op::Set, region, |txn| {
-            let decision = txn.rules().set_region(region, opaque)?;
-            txn.stage(decision)
-        })
+        self.traced(
+            Op::Set,
+            || *region,
+            |txn| {
+                let decision = txn.rules().set_region(region, opaque)?;
+                txn.stage(decision)
+            },
+        )
     }
 
     /// Creates a slot and gives its id; `ID_ANY` takes the lowest free one.
@@ -119,13 +111,17 @@ impl<'a> Transaction<'a> {
     /// `EEXIST` where the id or a frame is taken, `ENOSPC` where no id is free, otherwise as `set_region`.
     pub fn create(&mut self, region: &Region, opaque: *mut c_void) -> Result<u16> {
         let mut id = 0;
-        self.traced(Op::Create, region, |txn| {
-            let decision = txn.rules().create(region, opaque)?;
-            if let Decision::Create(slot) = &decision {
-                id = slot.id;
-            }
-            txn.stage(decision)
-        })?;
+        self.traced(
+            Op::Create,
+            || *region,
+            |txn| {
+                let decision = txn.rules().create(region, opaque)?;
+                if let Decision::Create(slot) = &decision {
+                    id = slot.id;
+                }
+                txn.stage(decision)
+            },
+        )?;
         Ok(id)
     }
 
@@ -134,10 +130,14 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// `ENOENT` where there is none, `EINVAL` where there is no such address space, `ENOMEM`.
     pub fn delete(&mut self, as_id: u16, id: u16) -> Result<()> {
-        self.traced(Op::Delete, &trace::named(as_id, id), |txn| {
-            let decision = txn.rules().delete(as_id, id)?;
-            txn.stage(decision)
-        })
+        self.traced(
+            Op::Delete,
+            || trace::named(as_id, id),
+            |txn| {
+                let decision = txn.rules().delete(as_id, id)?;
+                txn.stage(decision)
+            },
+        )
     }
 
     /// Moves a slot to other frames.
@@ -145,8 +145,8 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// `ENOENT`; `EEXIST` where another slot is; `EINVAL` as the kernel has it; `ENOMEM`.
     pub fn move_slot(&mut self, as_id: u16, id: u16, gpa: Gpa) -> Result<()> {
-        let named = Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
-        self.traced(Op::Move, &named, |txn| {
+        let named = || Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
+        self.traced(Op::Move, named, |txn| {
             let decision = txn.rules().move_slot(as_id, id, gpa)?;
             txn.stage(decision)
         })
@@ -157,8 +157,8 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// `ENOENT`, `EINVAL`, `ENOMEM`.
     pub fn set_flags(&mut self, as_id: u16, id: u16, flags: u32) -> Result<()> {
-        let named = Region { flags, ..trace::named(as_id, id) };
-        self.traced(Op::Flags, &named, |txn| {
+        let named = || Region { flags, ..trace::named(as_id, id) };
+        self.traced(Op::Flags, named, |txn| {
             let decision = txn.rules().set_flags(as_id, id, flags)?;
             txn.stage(decision)
         })
@@ -170,8 +170,8 @@ impl<'a> Transaction<'a> {
     /// `ENOENT`; `EEXIST` where another slot is; `EINVAL` for size 0, a size that `set_region` would refuse, and slots with
     /// a guest_memfd; `ENOMEM`.
     pub fn resize(&mut self, as_id: u16, id: u16, size: u64) -> Result<()> {
-        let named = Region { memory_size: size, ..trace::named(as_id, id) };
-        self.traced(Op::Resize, &named, |txn| {
+        let named = || Region { memory_size: size, ..trace::named(as_id, id) };
+        self.traced(Op::Resize, named, |txn| {
             let decision = txn.rules().resize(as_id, id, size)?;
             txn.stage(decision)
         })
@@ -184,9 +184,9 @@ impl<'a> Transaction<'a> {
     /// `ENOENT`; `EINVAL` where `at` is not a page boundary strictly inside the slot, and for slots with a guest_memfd;
     /// `EEXIST` where the id is taken; `ENOSPC`; `ENOMEM`.
     pub fn split(&mut self, as_id: u16, id: u16, at: Gpa, new_id: u16, opaque: *mut c_void) -> Result<u16> {
-        let named = Region { guest_phys_addr: at.0, userspace_addr: new_id as u64, ..trace::named(as_id, id) };
+        let named = || Region { guest_phys_addr: at.0, userspace_addr: new_id as u64, ..trace::named(as_id, id) };
         let mut upper_id = 0;
-        self.traced(Op::Split, &named, |txn| {
+        self.traced(Op::Split, named, |txn| {
             let (old, lower, upper) = txn.rules().split((as_id, id), at, new_id, opaque)?;
             txn.reserve(as_id, 2)?;
             let base = txn.origin(old);
@@ -207,8 +207,8 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// `ENOENT`; `EINVAL` where they are no such neighbours, or too large together; `ENOMEM`.
     pub fn merge(&mut self, as_id: u16, lower: u16, upper: u16) -> Result<()> {
-        let named = Region { userspace_addr: upper as u64, ..trace::named(as_id, lower) };
-        self.traced(Op::Merge, &named, |txn| {
+        let named = || Region { userspace_addr: upper as u64, ..trace::named(as_id, lower) };
+        self.traced(Op::Merge, named, |txn| {
             let (low, up, merged) = txn.rules().merge(as_id, lower, upper)?;
             txn.reserve(as_id, 2)?;
             let upper_line = txn.apply(Decision::Delete(up));
@@ -282,7 +282,7 @@ impl<'a> Transaction<'a> {
         if !self.bracketed || self.lock.writer.trace.is_none() {
             return Ok(());
         }
-        self.plan()?.iter().for_each(|step| self.trace(Op::Set, &step.region(), Ok(())));
+        self.plan()?.iter().for_each(|step| self.trace(Op::Set, || step.region(), Ok(())));
         Ok(())
     }
 
@@ -500,7 +500,7 @@ impl<'a> Transaction<'a> {
     fn commit_in_place(&mut self) -> Result<()> {
         let result = self.try_commit();
         if self.bracketed {
-            self.trace(Op::Commit, &Region::default(), result);
+            self.trace(Op::Commit, Region::default, result);
             self.bracketed = false;
         }
         result
@@ -536,22 +536,27 @@ impl<'a> Transaction<'a> {
     // ---- the trace ----
 
     /// Runs one step, and writes a line about it where a trace is on.
-    fn traced(&mut self, op: Op, region: &Region, step: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    fn traced(
+        &mut self,
+        op: Op,
+        named: impl FnOnce() -> Region,
+        step: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         let result = step(self);
         self.step += 1;
         if self.bracketed {
-            self.trace(op, region, result);
+            self.trace(op, named, result);
         }
         result
     }
 
-    pub(crate) fn trace(&mut self, op: Op, region: &Region, result: Result<()>) {
-        let base = self.lock.current();
+    pub(crate) fn trace(&mut self, op: Op, named: impl FnOnce() -> Region, result: Result<()>) {
+        let Some(trace) = &mut self.lock.writer.trace else { return };
+        let region = named();
         // SAFETY: the current publication is alive under the update lock.
-        let generation = unsafe { base.as_ref() }.space(region.as_id()).map_or(0, |space| space.generation);
-        if let Some(trace) = &mut self.lock.writer.trace {
-            trace.line(generation, op, region, result);
-        }
+        let current = unsafe { self.lock.shared.current.root().as_ref() };
+        let generation = current.space(region.as_id()).map_or(0, |space| space.generation);
+        trace.line(generation, op, &region, result);
     }
 }
 
@@ -561,7 +566,7 @@ impl Drop for Transaction<'_> {
         if !self.finished && !std::thread::panicking() {
             self.throw_away();
             if self.bracketed {
-                self.trace(Op::Abort, &Region::default(), Ok(()));
+                self.trace(Op::Abort, Region::default, Ok(()));
             }
         }
         let writer = &mut *self.lock.writer;

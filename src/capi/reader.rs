@@ -114,7 +114,11 @@ pub unsafe extern "C" fn memslots_read_unlock(reader: *mut Reader) {
 #[no_mangle]
 pub unsafe extern "C" fn memslots_find_gfn(reader: *mut Reader, as_id: u16, gfn: u64) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
-    unsafe { section(reader) }.map_or(null(), |section| pointer(section.find_gfn(as_id, Gfn(gfn))))
+    if let Some(hit) = unsafe { reader.as_ref() }.and_then(|reader| reader.last_used(as_id, Gfn(gfn))) {
+        return hit.as_ptr();
+    }
+    // SAFETY: as above.
+    unsafe { section(reader) }.map_or(null(), |section| pointer(section.find_gfn_slow(as_id, Gfn(gfn))))
 }
 
 /// As memslots_find_gfn; in a hole the slot below it, or the lowest slot where none is below. NULL only for an address space

@@ -5,7 +5,7 @@
 //! ids are one node of five lines, 32,764 are three levels.
 
 use super::pool::{lines_of, LINE};
-use super::{Editor, Head};
+use super::{Editor, Head, Link};
 use std::mem::size_of;
 use std::ptr::{null, null_mut, NonNull};
 
@@ -68,10 +68,12 @@ impl IdNode {
         if editor.owns(&old.head) {
             return node;
         }
-        let mut copy = IdNode::create(editor, old.head.level);
-        // SAFETY: fresh, and nobody else's.
-        let at = unsafe { copy.as_mut() };
-        (at.full, at.words, at.head.len) = (old.full, old.words, old.head.len);
+        let copy = editor.pool.alloc(NODE_LINES).cast::<IdNode>();
+        // SAFETY: fresh memory of a node's size; the link is written anew.
+        unsafe {
+            copy.copy_from_nonoverlapping(node, 1);
+            (*copy.as_ptr()).head.link = Link::stamped(editor.stamp);
+        }
         // SAFETY: the copy takes its place.
         unsafe { editor.drop_object(node.cast()) };
         copy

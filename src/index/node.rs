@@ -19,11 +19,10 @@
 //! first entry of that block. Both compare all lanes at once and branch on none of them.
 //!
 //! SSE2, which every x86-64 has, cannot compare 64-bit integers, but can compare doubles. Pages are below 2^52, so a
-//! page with the exponent of 1.0 above it is a double between 1 and 2, and ordered as the page is. Measured against
-//! a scalar search of the same nodes this is what makes a lookup two to three times faster; see `docs/design.md`.
+//! page with the exponent of 1.0 above it is a double between 1 and 2, and ordered as the page is.
 
 use super::pool::{lines_of, LINE};
-use super::{Editor, Head};
+use super::{Editor, Head, Link};
 use std::mem::{offset_of, size_of};
 use std::ptr::NonNull;
 
@@ -41,8 +40,6 @@ pub(crate) struct Page(f64);
 
 impl Page {
     const EXPONENT: u64 = 0x3ff << 52;
-    /// Below every page: stands in lanes that are not in use.
-    const NONE: Page = Page(0.0);
     /// Not below any page: makes the search stay in the last block in use.
     const ABOVE_ALL: Page = Page(f64::INFINITY);
 
@@ -74,7 +71,7 @@ pub(crate) struct Pair {
 }
 
 /// One entry, outside of a node.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) start: u64,
     pub(crate) last: u64,
@@ -101,6 +98,7 @@ fn cap_for(len: usize) -> usize {
 
 impl Node {
     /// An empty node that this update owns.
+    /// Lanes that are not in use are zero, which is below every page.
     pub(crate) fn create(editor: &mut Editor, level: u8, room_for: usize) -> NonNull<Node> {
         let cap = cap_for(room_for);
         let lines = node_lines(cap);
@@ -200,7 +198,23 @@ impl Node {
 
     /// The largest last page of all entries.
     pub(crate) fn max_last(&self) -> u64 {
-        self.lasts().iter().fold(Page::NONE, |max, last| max.max(*last)).get()
+        let last_block = self.last_block();
+        let max = self.maxima[..last_block].iter().fold(self.max_of_block(last_block), |max, page| max.max(*page));
+        max.get()
+    }
+
+    /// The block of the last entry.
+    fn last_block(&self) -> usize {
+        self.len().saturating_sub(1) / BLOCK
+    }
+
+    /// The largest last page of a block. Lanes that are not in use are below all pages.
+    fn max_of_block(&self, block: usize) -> Page {
+        debug_assert!((block + 1) * BLOCK <= self.head.cap as usize);
+        // SAFETY: blocks up to cap are whole, and all their lanes are initialised.
+        let [a, b, c, d, e, f, g, h] = unsafe { *self.lasts_ptr().add(block * BLOCK).cast::<[Page; BLOCK]>() };
+        let (a, b, c, d) = (a.max(e), b.max(f), c.max(g), d.max(h));
+        a.max(c).max(b.max(d))
     }
 
     /// This node, or the copy of it that this update owns, with room for `room_for` entries. The caller puts the
@@ -215,11 +229,26 @@ impl Node {
         if editor.owns(&old.head) && old.head.cap as usize >= room_for {
             return node;
         }
-        let mut copy = Node::create(editor, old.head.level, room_for.max(old.len()));
-        // SAFETY: ours alone until it is published; it has room for what the old one has.
-        unsafe { copy.as_mut().copy_entries(old, 0..old.len(), 0) };
+        let copy = Node::copy_of(old, editor, room_for.max(old.len()));
         // SAFETY: the caller puts the copy in the old one's place.
         unsafe { editor.drop_object(node.cast()) };
+        copy
+    }
+
+    fn copy_of(old: &Node, editor: &mut Editor, room_for: usize) -> NonNull<Node> {
+        if cap_for(room_for) != old.head.cap as usize {
+            let mut copy = Node::create(editor, old.head.level, room_for);
+            // SAFETY: ours alone until it is published; it has room for what the old one has.
+            unsafe { copy.as_mut() }.copy_entries(old, 0..old.len(), 0);
+            return copy;
+        }
+        let lines = old.head.lines as usize;
+        let copy = editor.pool.alloc(lines).cast::<Node>();
+        // SAFETY: fresh memory of the old node's size; the link is written anew.
+        unsafe {
+            copy.cast::<u8>().copy_from_nonoverlapping(NonNull::from(old).cast(), lines * LINE);
+            (*copy.as_ptr()).head.link = Link::stamped(editor.stamp);
+        }
         copy
     }
 
@@ -268,8 +297,9 @@ impl Node {
     pub(crate) fn replace(&mut self, index: usize, entry: Entry) {
         let same_last = self.last(index) == entry.last;
         self.set(index, entry);
-        if !same_last {
-            self.note_maxima(index);
+        let block = index / BLOCK;
+        if !same_last && block < self.last_block() {
+            self.maxima[block] = self.max_of_block(block);
         }
     }
 
@@ -338,12 +368,9 @@ impl Node {
     /// which is above all, as are those that are not in use, so that the search never leaves the entries. The entry
     /// before `index` counts as changed: its block may have been the last, or be the last now.
     fn note_maxima(&mut self, index: usize) {
-        let last_block = self.len().saturating_sub(1) / BLOCK;
+        let last_block = self.last_block();
         for block in index.saturating_sub(1) / BLOCK..MAXIMA {
-            self.maxima[block] = match block < last_block {
-                true => self.lasts()[block * BLOCK..][..BLOCK].iter().fold(Page::NONE, |max, last| max.max(*last)),
-                false => Page::ABOVE_ALL,
-            };
+            self.maxima[block] = if block < last_block { self.max_of_block(block) } else { Page::ABOVE_ALL };
         }
     }
 

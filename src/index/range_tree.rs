@@ -182,10 +182,16 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         let child = unsafe { node.as_ref() }.child(index);
         // SAFETY: a child is part of the working copy too.
         let (left, right) = unsafe { Self::insert_below(editor, child, entry, false, right_edge && index + 1 == len) };
+        let below = entry_of(left);
+        // SAFETY: alive, as above.
+        if right.is_none() && unsafe { node.as_ref() }.entry(index) == below {
+            // Edited in place, and its bounds are what they were: the parent is, too.
+            return (node, None);
+        }
         // SAFETY: the caller puts the result in the node's place.
         let mut owned = unsafe { Node::owned(node, editor, len) };
         // SAFETY: owned by this update, so nobody else's.
-        unsafe { owned.as_mut() }.replace(index, entry_of(left));
+        unsafe { owned.as_mut() }.replace(index, below);
         match right {
             None => (owned, None),
             // SAFETY: as above.
