@@ -86,6 +86,31 @@ static void an_open_section_holds_it_back(void)
     CHECK_EQ(log.nr, 2);
 }
 
+static void the_outermost_section_counts(void)
+{
+    struct log log;
+    struct memslots *ms = table(&log);
+    struct memslots_reader *reader = new_reader(ms);
+
+    set_opaque(ms, 1, 10, 1);
+    for (int depth = 0; depth < 3; depth++)
+        memslots_read_lock(reader);
+    for (int depth = 0; depth < 2; depth++)
+        memslots_read_unlock(reader);
+    memslots_delete(ms, 0, 1);
+    for (int i = 0; i < 100; i++) {
+        set_opaque(ms, 2, 20 + (uint64_t)(i & 1), 2);
+        memslots_reclaim(ms);
+    }
+    CHECK_EQ(log.nr, 0);
+    CHECK_EQ(memslots_try_synchronize(ms), -EDEADLK);
+    memslots_read_unlock(reader);
+    CHECK_EQ(memslots_try_synchronize(ms), 0);
+    CHECK_EQ(log.nr, 1);
+    memslots_reader_free(reader);
+    memslots_free(ms);
+}
+
 static void not_for_a_move_or_flags(void)
 {
     struct log log;
@@ -254,6 +279,7 @@ int main(void)
 {
     RUN(without_readers_it_is_prompt);
     RUN(an_open_section_holds_it_back);
+    RUN(the_outermost_section_counts);
     RUN(not_for_a_move_or_flags);
     RUN(in_the_order_of_the_deletes);
     RUN(free_releases_what_is_left);
