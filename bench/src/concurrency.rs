@@ -139,7 +139,7 @@ fn write_until(
 fn throughput(peers: &[Peer], settings: Settings, progress: &dyn Fn(&str)) -> Result<Vec<Throughput>> {
     let layout = Layout::new(Shape::Holes, THROUGHPUT_SLOTS);
     let queries = layout.queries(Query::Gfn, Order::Random, 8192).expect("random pages");
-    let (moves, cycle) = layout.moves(1);
+    let (moves, cycle) = layout.moves(THROUGHPUT_SLOTS, 1);
     let mut all = Vec::new();
     for threads in [1, 2, 4, 8].into_iter().filter(|&threads| threads <= settings.max_threads) {
         for writer in [false, true] {
@@ -295,7 +295,7 @@ impl Doors<'_> {
 fn garbage(peer: Peer, library: &Library) -> Result<Garbage> {
     const CAP: usize = 1 << 20;
     let layout = Layout::new(Shape::Holes, THROUGHPUT_SLOTS);
-    let (moves, _) = layout.moves(10_000);
+    let (moves, _) = layout.moves(THROUGHPUT_SLOTS, 10_000);
     let doors = Doors { library };
 
     let table = table_of(&peer, &layout)?;
@@ -312,26 +312,24 @@ fn garbage(peer: Peer, library: &Library) -> Result<Garbage> {
 
     let capped = doors.capped(peer, CAP)?;
     capped.create_all(&layout.slots)?;
-    let made = AtomicU64::new(0);
-    let (capped_peak, capped_moves, waited) = doors.beside_a_sleeper(&capped, |wake_up| {
+    // The writer itself looks after each move: nobody else can while it waits.
+    let (made, peak) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (capped_moves, waited) = doors.beside_a_sleeper(&capped, |wake_up| {
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| -> Result<()> {
                 for change in &moves {
                     capped.move_slots(std::slice::from_ref(change))?;
                     made.fetch_add(1, Ordering::Relaxed);
+                    peak.fetch_max(doors.garbage(&capped)?, Ordering::Relaxed);
                 }
                 Ok(())
             });
-            let mut peak = 0;
-            for _ in 0..100 {
-                std::thread::sleep(Duration::from_millis(5));
-                peak = peak.max(doors.garbage(&capped)?);
-            }
+            std::thread::sleep(Duration::from_millis(500));
             let stood_at = made.load(Ordering::Relaxed);
             let waited = !writer.is_finished();
             wake_up();
             writer.join().expect("a writer")?;
-            Ok::<_, anyhow::Error>((peak, stood_at, waited))
+            Ok::<_, anyhow::Error>((stood_at, waited))
         })
     })?;
     capped.quiesce();
@@ -339,7 +337,7 @@ fn garbage(peer: Peer, library: &Library) -> Result<Garbage> {
         uncapped,
         after,
         cap: CAP as u64,
-        capped_peak,
+        capped_peak: peak.into_inner(),
         capped_moves,
         capped_writer_waited: waited,
         capped_after: doors.garbage(&capped)?,

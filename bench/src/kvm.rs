@@ -77,8 +77,8 @@ type Times = Vec<(&'static str, f64)>;
 impl Work {
     fn new(n: usize) -> Self {
         let layout = Layout::new(Shape::Holes, n);
-        let (moves, cycle) = layout.moves(1);
-        let (flags, _) = layout.flag_changes(1);
+        let (moves, cycle) = layout.moves(256, 1);
+        let (flags, _) = layout.flag_changes(256, 1);
         Self { moves: moves[..cycle].to_vec(), flags: flags[..cycle].to_vec(), layout }
     }
 

@@ -129,12 +129,15 @@ pub fn measure(
     settings: &Settings<'_>,
     results: &mut Results,
 ) -> Result<()> {
+    let fits = |row: &&Row| row.only.is_none_or(|shape| shape == layout.shape);
+    let rows: Vec<&Row> =
+        ROWS.iter().filter(|row| (settings.wanted)(row.name)).filter(fits).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
     let tables = filled(peers, layout)?;
     let readers: Vec<Reader<'_>> = tables.iter().map(Table::reader).collect();
-    for row in ROWS {
-        if !(settings.wanted)(row.name) || row.only.is_some_and(|shape| shape != layout.shape) {
-            continue;
-        }
+    for row in rows {
         let count = match row.order {
             Order::Sequential => TOTAL_PAGES as usize,
             Order::Steps2M => TOTAL_PAGES as usize / 512,
@@ -169,17 +172,15 @@ pub fn measure_many_readers(
     results: &mut Results,
 ) -> Result<()> {
     const READERS: usize = 64;
+    let rows = [("64 readers, own last-used slot", true), ("64 readers, one for all", false)];
+    let rows = rows.into_iter().filter(|(name, _)| (settings.wanted)(name));
     let layout = Layout::new(Shape::Adjacent, READERS);
     let tables = filled(peers, &layout)?;
     let readers: Vec<Vec<Reader<'_>>> =
         tables.iter().map(|table| (0..READERS).map(|_| table.reader()).collect()).collect();
     let page = |i: usize| layout.slots[i % READERS].gfn + (i / READERS) as u64;
     let queries: Vec<u64> = (0..QUERIES).map(page).collect();
-    for (name, own) in [("64 readers, own last-used slot", true), ("64 readers, one for all", false)]
-    {
-        if !(settings.wanted)(name) {
-            continue;
-        }
+    for (name, own) in rows {
         let mut contenders = Vec::new();
         for (peer, readers) in peers.iter().zip(&readers) {
             let hits = many_readers(readers, &queries, own);
@@ -194,4 +195,18 @@ pub fn measure_many_readers(
         results.add(name, layout.shape, READERS, race(contenders, settings.rounds));
     }
     Ok(())
+}
+
+/// One loop of one row on one peer, and nothing else of note: for an instruction counter or a
+/// profiler. The number of operations; None where there is no such row.
+pub fn once(peer: &Peer, layout: &Layout, name: &str, operations: usize) -> Result<Option<usize>> {
+    let Some(row) = ROWS.iter().find(|row| row.name == name) else {
+        return Ok(None);
+    };
+    let Some(queries) = layout.queries(row.query, row.order, operations) else {
+        return Ok(None);
+    };
+    let tables = filled(std::slice::from_ref(peer), layout)?;
+    tables[0].reader().run(row.query, &queries);
+    Ok(Some(queries.len()))
 }

@@ -53,6 +53,13 @@ struct Options {
     /// Where the results go.
     #[arg(long, default_value_os_t = build_peers::crate_dir().join("results.json"))]
     out: PathBuf,
+    /// Time nothing: run this row's loop once on memslots or linux (--peers) at the first of --n, for an
+    /// instruction counter or a profiler. See count-instructions.
+    #[arg(long)]
+    once: Option<String>,
+    /// Operations of --once.
+    #[arg(long, default_value_t = 10_000)]
+    operations: usize,
     /// Measure nothing: tables and plots of the results that are there.
     #[arg(long)]
     show: bool,
@@ -205,6 +212,22 @@ fn run(options: &Options) -> Result<Results> {
     Ok(results)
 }
 
+fn once(options: &Options, row: &str) -> Result<()> {
+    let builder = Builder::new()?;
+    let peer = &match options.peers.first().map(String::as_str) {
+        None | Some(report::OURS) => builder.memslots(false)?.peer,
+        Some(report::LINUX) => builder.linux(&build_peers::fetch_linux()?, false)?.peer,
+        Some(name) => anyhow::bail!("{name}: only {} and {}", report::OURS, report::LINUX),
+    };
+    let layout = Layout::new(Shape::Holes, options.n.first().copied().unwrap_or(509));
+    let done = match lookups::once(peer, &layout, row, options.operations)? {
+        Some(done) => done,
+        None => updates::once(peer, &layout, row, options.operations)?.context("no such row")?,
+    };
+    println!("{done}");
+    Ok(())
+}
+
 fn load(path: &Path) -> Result<Results> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read {}", path.display()))?;
@@ -235,6 +258,9 @@ fn show(results: &Results, out: &Path) {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    if let Some(row) = &options.once {
+        return once(&options, row);
+    }
     let old = options.compare.as_deref().map(load).transpose()?;
     let results = if options.show { load(&options.out)? } else { run(&options)? };
     if !options.show {

@@ -152,35 +152,34 @@ fn changes(
     results: &mut Results,
 ) -> Result<()> {
     type Apply = fn(&Table, &[Change]) -> Result<(), crate::peer::Refused>;
-    let rows: [(&str, (Vec<Change>, usize), Apply); 2] = [
-        ("move", layout.moves(2_000), Table::move_slots),
-        ("flags only", layout.flag_changes(2_000), Table::set_flags),
+    type Sequence = fn(&Layout, usize, usize) -> (Vec<Change>, usize);
+    let rows: [(&str, Sequence, Apply); 2] = [
+        ("move", Layout::moves, Table::move_slots),
+        ("flags only", Layout::flag_changes, Table::set_flags),
     ];
-    let tables = crate::lookups::filled(peers, layout)?;
-    let _readers: Vec<_> = tables.iter().map(Table::reader).collect();
-    for (name, (changes, cycle), apply) in &rows {
-        if !(settings.wanted)(name) {
-            continue;
-        }
+    let rows = rows.iter().filter(|(name, _, _)| (settings.wanted)(name));
+    for (name, sequence, apply) in rows {
+        let has = |peer: &&Peer| *name != "flags only" || peer.has_flags();
+        let peers: Vec<Peer> = peers.iter().filter(has).copied().collect();
+        let tables = crate::lookups::filled(&peers, layout)?;
+        let _readers: Vec<_> = tables.iter().map(Table::reader).collect();
+        let all = sequence(layout, 1024, 2048);
+        let some = sequence(layout, SAMPLE, SAMPLE);
         let mut contenders = Vec::new();
         for table in &tables {
-            if *name == "flags only" && !table.peer().has_flags() {
-                continue;
-            }
+            let sampled = table.peer().linear_updates && layout.n() > LINEAR_LIMIT;
+            let (changes, cycle) = if sampled { &some } else { &all };
             apply(table, &changes[..*cycle])?;
             check_table(table, layout)?;
-            let first = time(|| must(apply(table, &changes[..*cycle])));
-            let cycles = (settings.slice_ns / first).ceil() as usize;
-            let all = &changes[..(cycles * cycle).min(changes.len())];
             let run = Box::new(move || {
                 let (mut ns, mut operations) = (0.0, 0);
                 while ns < settings.slice_ns {
-                    ns += time(|| must(apply(table, all)));
-                    operations += all.len();
+                    ns += time(|| must(apply(table, changes)));
+                    operations += changes.len();
                 }
                 (ns, operations)
             });
-            contenders.push(Contender { name: table.peer().name(), sampled: false, run });
+            contenders.push(Contender { name: table.peer().name(), sampled, run });
         }
         results.add(name, layout.shape, layout.n(), race(contenders, settings.rounds));
         tables.iter().try_for_each(|table| check_table(table, layout))?;
@@ -209,12 +208,12 @@ fn series(
         }
         results.add("Slot setup", layout.shape, layout.n(), race(contenders, settings.rounds));
     }
-    let tables = crate::lookups::filled(peers, layout)?;
-    let readers: Vec<_> = tables.iter().map(Table::reader).collect();
     for (name, active) in [("Move active", true), ("Move inactive", false)] {
         if !(settings.wanted)(name) {
             continue;
         }
+        let tables = crate::lookups::filled(peers, layout)?;
+        let readers: Vec<_> = tables.iter().map(Table::reader).collect();
         let mut contenders = Vec::new();
         for (table, reader) in tables.iter().zip(&readers) {
             let plan = MovePlan::new(layout, active);
@@ -256,7 +255,7 @@ struct MovePlan {
 
 impl MovePlan {
     fn new(layout: &Layout, active: bool) -> Self {
-        let (moves, cycle) = layout.moves(1);
+        let (moves, cycle) = layout.moves(1, 1);
         let there = moves[0];
         let returns = moves[..cycle].iter().rev().find(|change| change.id == there.id);
         let back = *returns.expect("a cycle that ends where it began");
@@ -330,4 +329,32 @@ pub fn measure(
         bytes(peers, layout, results)?;
     }
     Ok(())
+}
+
+/// As `lookups::once`, for the rows that change something: whole cycles, until there were about so
+/// many operations.
+pub fn once(peer: &Peer, layout: &Layout, name: &str, operations: usize) -> Result<Option<usize>> {
+    let part = match name {
+        "create one by one" | "delete one by one" => Part::Create,
+        "create, one transaction" => Part::CreateAll,
+        "move" | "flags only" => {
+            let table = crate::lookups::filled(std::slice::from_ref(peer), layout)?.remove(0);
+            let _reader = table.reader();
+            let (changes, _) = match name {
+                "move" => layout.moves(1024, operations),
+                _ => layout.flag_changes(1024, operations),
+            };
+            let apply = if name == "move" { Table::move_slots } else { Table::set_flags };
+            apply(&table, &changes)?;
+            return Ok(Some(changes.len()));
+        }
+        _ => return Ok(None),
+    };
+    let site = Site::new(peer, layout)?;
+    let _reader = site.table.reader();
+    let cycles = operations.div_ceil(site.created.len());
+    (0..cycles).for_each(|_| {
+        site.cycle(part.create());
+    });
+    Ok(Some(cycles * site.created.len()))
 }

@@ -194,11 +194,11 @@ impl Layout {
         (highest + TOTAL_PAGES * 2).next_power_of_two()
     }
 
-    /// Moves that end where they began, in cycles: up to 64 slots to a far place, then back in
+    /// Moves that end where they began, in cycles: up to `slots` slots to a far place, then back in
     /// another order. At least `count` of them; the length of a cycle is the second value.
-    pub fn moves(&self, count: usize) -> (Vec<Change>, usize) {
+    pub fn moves(&self, slots: usize, count: usize) -> (Vec<Change>, usize) {
         let far = self.far();
-        self.cycles(count, |slot| Change {
+        self.cycles(slots, count, |slot| Change {
             old_gfn: slot.gfn,
             new_gfn: slot.gfn + far,
             npages: slot.npages,
@@ -207,9 +207,9 @@ impl Layout {
         })
     }
 
-    /// Dirty logging on for up to 64 slots, then off: in cycles, as `moves`.
-    pub fn flag_changes(&self, count: usize) -> (Vec<Change>, usize) {
-        self.cycles(count, |slot| Change {
+    /// Dirty logging on for up to `slots` slots, then off: in cycles, as `moves`.
+    pub fn flag_changes(&self, slots: usize, count: usize) -> (Vec<Change>, usize) {
+        self.cycles(slots, count, |slot| Change {
             old_gfn: slot.gfn,
             new_gfn: slot.gfn,
             npages: slot.npages,
@@ -218,9 +218,14 @@ impl Layout {
         })
     }
 
-    fn cycles(&self, count: usize, there: impl Fn(&Slot) -> Change) -> (Vec<Change>, usize) {
+    fn cycles(
+        &self,
+        slots: usize,
+        count: usize,
+        there: impl Fn(&Slot) -> Change,
+    ) -> (Vec<Change>, usize) {
         let mut rng = Rng::with_seed(SEED ^ 0x1234);
-        let per_cycle = self.n().min(64);
+        let per_cycle = self.n().min(slots);
         let mut changes = Vec::new();
         while changes.len() < count {
             let mut chosen = rng.choose_multiple(self.slots.iter(), per_cycle);
@@ -266,7 +271,7 @@ mod tests {
     #[test]
     fn changes_end_where_they_began() {
         let layout = Layout::new(Shape::Holes, 100);
-        let (changes, cycle) = layout.moves(1000);
+        let (changes, cycle) = layout.moves(64, 1000);
         let mut gfns: Vec<u64> = layout.slots.iter().map(|slot| slot.gfn).collect();
         for cycle in changes.chunks(cycle) {
             for change in cycle {
