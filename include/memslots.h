@@ -321,7 +321,8 @@ struct memslots_plan_step {
      */
     uint32_t kind;
     /**
-     * 1: frames that have memory before and after the whole list have none after this call; a running vCPU would see that.
+     * 1: frames that have memory before and after the whole list lose it with this call, and get it back with a later one; a
+     * running vCPU would see that.
      */
     uint32_t gap;
 };
@@ -421,9 +422,19 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Fills in the defaults, and the size. Does not block. NULL: nothing happens.
+ * Fills in the defaults, and the size. Does not block; any thread. NULL: nothing happens.
+ *
+ * In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program built
+ * with an older header stays whole; the function is for callers that know the struct of version 0.1.
  */
 void memslots_config_init(struct memslots_config *config);
+
+/**
+ * Fills in the defaults of as much of the struct as there is in `size` bytes, and the size. Otherwise as
+ * memslots_config_init. A size smaller than any version's: nothing happens.
+ */
+void memslots_config_init_sized(struct memslots_config *config,
+                                size_t size);
 
 /**
  * Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
@@ -440,8 +451,8 @@ int memslots_new(const struct memslots_config *config,
  * everything. NULL: nothing happens. No other thread may be inside an update, or begin one.
  *
  * Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a section,
- * this waits for it to end. From inside a section of the calling thread the rest, with its releases, is put off until the last
- * reader is freed.
+ * this waits for it to end. From inside a section of the calling thread everything, releases included, is put off until the
+ * last reader is freed, and readers find the slots until then.
  */
 void memslots_free(struct memslots *table);
 
@@ -545,7 +556,7 @@ int memslots_set_flags(struct memslots *table,
 /**
  * Makes `n` changes or none, in one publication, each checked against what those before it leave. The cost follows n, not
  * the size of the table. `opaques` is NULL or has n entries. On failure `*failed_at`, where not NULL, is the index of the
- * change that was refused; n where the whole was refused when it was committed.
+ * change that was refused, by the checks, a hook or the VM; n where it was none in particular (-ENOMEM, -EDEADLK).
  *
  * Threads and blocking as memslots_set_region; errors as there. n = 0: 0.
  */
@@ -930,7 +941,7 @@ int memslots_reader_get_stats(const struct memslots_reader *reader,
 
 /**
  * Writes the table for a person to `fd`, a line a slot. Waits for other threads' updates, and updates then wait for the
- * write; any thread. Errors: -EINVAL (NULL), -EIO (writing failed), -EDEADLK (inside an update of this thread),
+ * write; any thread. Errors: -EINVAL (NULL), what write() fails with, -EDEADLK (inside an update of this thread),
  * -ENOTRECOVERABLE.
  */
 int memslots_dump(struct memslots *table,
@@ -939,6 +950,9 @@ int memslots_dump(struct memslots *table,
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus
+
+/* A program's struct is as large as its header says: the library writes no more. */
+#define memslots_config_init(config) memslots_config_init_sized((config), sizeof(struct memslots_config))
 
 /*
  * The first part of a reader: what a hit of the last-used slot needs. Private to the function below.

@@ -26,7 +26,7 @@ use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Or
 use std::time::Duration;
 
 /// Bytes that come together before a bag goes to the collector: large enough to be rare, small enough to stay in cache.
-const BAG_BYTES: usize = 16 << 10;
+const BAG_BYTES: usize = 32 << 10;
 
 /// The current publication. On lines of its own: all readers load from here, and only publishing stores.
 #[repr(C, align(128))]

@@ -9,8 +9,8 @@
 //! exchange places wait for each other in a circle; one of each circle is deleted and created again: one call more, which
 //! a circle needs in any case. What nobody's new frames need goes last.
 //!
-//! **Gaps.** A call leaves a gap where frames that have memory before and after have none when it returns: a running vCPU
-//! would take an access there for MMIO. Callers stop vCPUs for those, and only for those.
+//! **Gaps.** A call opens a gap where frames that have memory before and after the whole list lose it with this call: until a
+//! later one gives it back, a running vCPU would take an access there for MMIO. Callers stop vCPUs for those, and only for those.
 
 use crate::hooks::Kind;
 use crate::slot::{Errno, Region, Result, GUEST_MEMFD, READONLY};
@@ -33,7 +33,7 @@ pub struct Step {
     pub before: Option<Region>,
     /// The slot after the call.
     pub after: Option<Region>,
-    /// Whether frames that have memory before and after the whole list have none after this call.
+    /// Whether frames that have memory before and after the whole list lose it with this call.
     pub gap: bool,
 }
 

@@ -213,6 +213,7 @@ macro_rules! errnos {
 errnos!(
     EPERM,
     ENOENT,
+    EINTR,
     EIO,
     E2BIG,
     EBADF,

@@ -375,10 +375,10 @@ impl Memslots {
     /// Writes the table for a person, a line a slot.
     ///
     /// # Errors
-    /// `EIO` where writing fails, those of [`Memslots::begin`].
+    /// What writing fails with, those of [`Memslots::begin`].
     pub fn dump(&self, fd: RawFd) -> Result<()> {
         let lock = self.shared.update()?;
-        let mut line = Line { text: [0; 256], len: 0, fd, failed: false };
+        let mut line = Line { text: [0; 256], len: 0, fd, failed: Ok(()) };
         // SAFETY: the current publication is alive under the update lock.
         for (as_id, space) in unsafe { lock.current().as_ref() }.spaces().iter().enumerate() {
             let (count, npages, generation) = (space.count, space.npages, space.generation);
@@ -398,10 +398,7 @@ impl Memslots {
             let (slot, gpa, size) = (undo.slot, undo.guest_phys_addr, undo.memory_size);
             let _ = writeln!(line, "  slot {slot:#x} could not be set to gpa {gpa:#x} size {size:#x}");
         }
-        if line.failed {
-            return Err(Errno::EIO);
-        }
-        Ok(())
+        line.failed
     }
 }
 
@@ -457,7 +454,7 @@ struct Line {
     text: [u8; 256],
     len: usize,
     fd: RawFd,
-    failed: bool,
+    failed: Result<()>,
 }
 
 impl std::fmt::Write for Line {
@@ -466,7 +463,7 @@ impl std::fmt::Write for Line {
             self.text[self.len] = byte;
             self.len += 1;
             if byte == b'\n' || self.len == self.text.len() {
-                self.failed |= !trace::write_all(self.fd, &self.text[..self.len]);
+                self.failed = self.failed.and(trace::write_all(self.fd, &self.text[..self.len]));
                 self.len = 0;
             }
         }

@@ -4,7 +4,7 @@
 //! May know requests and results; not tables. Allocates nothing. A line that cannot be written ends the trace: it must not
 //! disturb the table.
 
-use crate::slot::{Region, Result};
+use crate::slot::{Errno, Region, Result};
 use std::fmt;
 use std::io::Write;
 use std::os::fd::RawFd;
@@ -77,21 +77,21 @@ impl Trace {
              memfd={memfd} offset={offset:#x} result={errno}"
         );
         let len = 384 - rest.len();
-        self.failed = written.is_err() || !write_all(self.fd, &text[..len]);
+        self.failed = written.is_err() || write_all(self.fd, &text[..len]).is_err();
     }
 }
 
-/// Writes to a file descriptor that is not ours. False where it fails.
-pub(crate) fn write_all(fd: RawFd, mut bytes: &[u8]) -> bool {
+/// Writes to a file descriptor that is not ours.
+pub(crate) fn write_all(fd: RawFd, mut bytes: &[u8]) -> Result<()> {
     while !bytes.is_empty() {
         // SAFETY: a buffer with its size.
         let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
         match usize::try_from(written) {
-            Ok(0) => return false,
+            Ok(0) => return Err(Errno::EIO),
             Ok(written) => bytes = &bytes[written..],
-            Err(_) if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return false,
+            Err(_) if Errno::last() == Errno::EINTR => {}
+            Err(_) => return Err(Errno::last()),
         }
     }
-    true
+    Ok(())
 }

@@ -14,7 +14,8 @@ pub struct memslots_plan_step {
     pub region: Region,
     /// MEMSLOTS_CREATE, _DELETE, _MOVE or _FLAGS_ONLY.
     pub kind: u32,
-    /// 1: frames that have memory before and after the whole list have none after this call; a running vCPU would see that.
+    /// 1: frames that have memory before and after the whole list lose it with this call, and get it back with a later one; a
+    /// running vCPU would see that.
     pub gap: u32,
 }
 

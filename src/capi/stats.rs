@@ -139,7 +139,7 @@ pub unsafe extern "C" fn memslots_reader_get_stats(
 }
 
 /// Writes the table for a person to `fd`, a line a slot. Waits for other threads' updates, and updates then wait for the
-/// write; any thread. Errors: -EINVAL (NULL), -EIO (writing failed), -EDEADLK (inside an update of this thread),
+/// write; any thread. Errors: -EINVAL (NULL), what write() fails with, -EDEADLK (inside an update of this thread),
 /// -ENOTRECOVERABLE.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_dump(table: *mut memslots, fd: c_int) -> c_int {

@@ -79,8 +79,10 @@ pub struct memslots_config {
     pub max_garbage: usize,
 }
 
-/// The first form of the struct ended here.
+/// The least that a caller must know of the struct.
 const SMALLEST_CONFIG: usize = offset_of!(memslots_config, hva_limit);
+/// The struct of version 0.1.
+const FIRST_CONFIG: usize = offset_of!(memslots_config, max_garbage) + size_of::<usize>();
 
 impl memslots_config {
     fn defaults() -> memslots_config {
@@ -223,14 +225,27 @@ impl Hooks for Ops {
     }
 }
 
-/// Fills in the defaults, and the size. Does not block. NULL: nothing happens.
+/// Fills in the defaults, and the size. Does not block; any thread. NULL: nothing happens.
+///
+/// In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program built
+/// with an older header stays whole; the function is for callers that know the struct of version 0.1.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_config_init(config: *mut memslots_config) {
-    if !config.is_null() {
-        // SAFETY: the caller's struct, which is at least as large as this library's (it has the same header or a newer
-        // one).
-        unsafe { config.write(memslots_config::defaults()) };
+    // SAFETY: the caller's struct, of at least this size.
+    unsafe { memslots_config_init_sized(config, FIRST_CONFIG) };
+}
+
+/// Fills in the defaults of as much of the struct as there is in `size` bytes, and the size. Otherwise as
+/// memslots_config_init. A size smaller than any version's: nothing happens.
+#[no_mangle]
+pub unsafe extern "C" fn memslots_config_init_sized(config: *mut memslots_config, size: usize) {
+    if config.is_null() || size < SMALLEST_CONFIG {
+        return;
     }
+    let known = size.min(size_of::<memslots_config>());
+    let defaults = memslots_config { size: known, ..memslots_config::defaults() };
+    // SAFETY: the caller says that so many bytes are there.
+    unsafe { (&raw const defaults).cast::<u8>().copy_to_nonoverlapping(config.cast(), known) };
 }
 
 /// Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
@@ -258,8 +273,8 @@ pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut 
 /// everything. NULL: nothing happens. No other thread may be inside an update, or begin one.
 ///
 /// Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a section,
-/// this waits for it to end. From inside a section of the calling thread the rest, with its releases, is put off until the last
-/// reader is freed.
+/// this waits for it to end. From inside a section of the calling thread everything, releases included, is put off until the
+/// last reader is freed, and readers find the slots until then.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_free(table: *mut memslots) {
     if !table.is_null() {

@@ -72,7 +72,7 @@ pub unsafe extern "C" fn memslots_set_flags(table: *mut memslots, as_id: u16, id
 
 /// Makes `n` changes or none, in one publication, each checked against what those before it leave. The cost follows n, not
 /// the size of the table. `opaques` is NULL or has n entries. On failure `*failed_at`, where not NULL, is the index of the
-/// change that was refused; n where the whole was refused when it was committed.
+/// change that was refused, by the checks, a hook or the VM; n where it was none in particular (-ENOMEM, -EDEADLK).
 ///
 /// Threads and blocking as memslots_set_region; errors as there. n = 0: 0.
 #[no_mangle]
