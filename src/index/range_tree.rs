@@ -470,6 +470,8 @@ unsafe fn balance(editor: &mut Editor, parent: &mut Node, index: usize) {
 pub(crate) struct Cursor {
     nodes: [*const Node; MAX_LEVELS],
     indices: [u8; MAX_LEVELS],
+    /// One past the tree's largest page.
+    end: u64,
     /// Of the node whose next entry is looked at; `levels` where the walk is over.
     level: u8,
     levels: u8,
@@ -478,29 +480,36 @@ pub(crate) struct Cursor {
 impl Cursor {
     /// A walk over all of a tree, from its start.
     pub(crate) fn new<const MULTI: bool>(tree: &RangeTree<MULTI>) -> Cursor {
-        let levels = tree.levels();
-        let mut cursor =
-            Cursor { nodes: [null(); MAX_LEVELS], indices: [0; MAX_LEVELS], level: levels as u8, levels: levels as u8 };
+        let levels = tree.levels() as u8;
+        let (nodes, indices, end) = ([null(); MAX_LEVELS], [0; MAX_LEVELS], tree.end);
+        let mut cursor = Cursor { nodes, indices, end, level: levels, levels };
         if levels > 0 {
             cursor.level -= 1;
-            cursor.nodes[levels - 1] = tree.root;
+            cursor.nodes[levels as usize - 1] = tree.root;
         }
         cursor
     }
 
-    /// The next entry that reaches `page`, in order.
+    /// The next entry that reaches `page`, in order. The page is the same on every call of a walk.
     ///
     /// # Safety
     /// The nodes of the tree that the walk began on are alive.
     pub(crate) unsafe fn next_reaching(&mut self, page: u64) -> Option<Entry> {
-        if page >= 1 << 52 {
+        if page >= self.end {
             return None;
         }
+        let page = Page::new(page);
         while self.level < self.levels {
             let level = self.level as usize;
             // SAFETY: the walk is not over, so the level has a node, of the tree that is alive.
             let node = unsafe { &*self.nodes[level] };
-            let Some(index) = node.next_reaching(self.indices[level] as usize, Page::new(page)) else {
+            let index = match self.indices[level] {
+                // SAFETY: `page` is below the tree's end, and a node is only entered by an entry that reaches it: so
+                // does one of the node's own.
+                0 => Some(unsafe { node.first_reaching(page) }),
+                from => node.next_reaching(from as usize, page),
+            };
+            let Some(index) = index else {
                 self.level += 1;
                 continue;
             };
