@@ -6,10 +6,14 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::compare::{Divergence, Tally};
 use crate::op::{self, Op};
 use crate::shrink::shrink;
+
+/// How long a failure may be shrunk; what there is by then is good enough.
+const SHRINKING: Duration = Duration::from_secs(60);
 
 /// The seed of a run: `MEMSLOTS_SEED`, or a new one each time; said on the real stderr, past the test harness's
 /// capture, so that a run can be had again.
@@ -36,7 +40,8 @@ pub fn agree(test: &str, dir: &Path, ops: &[Op], play: impl Fn(&[Op]) -> Result<
         Ok(tally) => return tally,
         Err(divergence) => divergence,
     };
-    let short = shrink(&ops[..=first.at], |ops| play(ops).is_err());
+    let begun = Instant::now();
+    let short = shrink(&ops[..=first.at], |ops| begun.elapsed() < SHRINKING && play(ops).is_err());
     let divergence = play(&short).expect_err("what was shrunk still fails");
     let text = op::print(&short);
     let file = dir.join(format!("{test}.trace"));
