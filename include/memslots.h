@@ -186,7 +186,7 @@ struct memslots_change {
 /**
  * What a table tells its owner of an update. All are optional. They are called on the updating thread, under the update
  * lock, in this order; in a transaction all of one kind, in the changes' order, then the next. A hook that updates the same
- * table gets -EDEADLK; it may read. `ctx` is the configuration's.
+ * table gets -EDEADLK; it may read, and must end the sections that it opens. `ctx` is the configuration's.
  */
 struct memslots_ops {
     /**
@@ -338,7 +338,7 @@ struct memslots_hva_cache {
  * A walk over the slots of one publication. Fields are private; on the caller's stack.
  */
 struct memslots_iter {
-    uint64_t private_[17];
+    uint64_t private_[18];
 };
 
 /**
@@ -448,7 +448,8 @@ int memslots_new(const struct memslots_config *config,
 
 /**
  * Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and frees
- * everything. NULL: nothing happens. No other thread may be inside an update, or begin one.
+ * everything. NULL, and from inside a hook of the table: nothing happens. No other thread may be inside an update, or begin
+ * one.
  *
  * Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a section,
  * this waits for it to end. From inside a section of the calling thread everything, releases included, is put off until the
@@ -733,7 +734,7 @@ int memslots_plan(const struct memslots_region *from,
  * Makes a reader, for one thread at a time. Waits for other threads that make or free one, no longer; any thread. On success
  * `*out` is the reader, until memslots_reader_free. It may outlive the table, and finds nothing then.
  *
- * Errors: -EINVAL (NULL), -ENOMEM.
+ * Errors: -EINVAL (NULL), -ENOMEM, -EDEADLK (in a release hook that memslots_free runs).
  */
 int memslots_reader_new(struct memslots *table,
                         struct memslots_reader **out);
@@ -746,7 +747,7 @@ void memslots_reader_free(struct memslots_reader *reader);
 
 /**
  * Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts. Never
- * waits; the reader's thread. Keep sections short: what was replaced since one began cannot be freed until it ends.
+ * waits; the reader's thread, on which the section also ends. Keep sections short: what was replaced since one began cannot be freed until it ends.
  */
 void memslots_read_lock(struct memslots_reader *reader);
 
@@ -921,11 +922,10 @@ void memslots_synchronize(struct memslots *table);
 int memslots_try_synchronize(struct memslots *table);
 
 /**
- * Writes where the table stands: as much as the caller's struct, of `size` bytes, has room for. Waits for other threads'
- * updates; any thread.
+ * Writes where the table stands, as the last update left it: as much as the caller's struct, of `size` bytes, has room for.
+ * Does not wait for updates; any thread, in hooks too.
  *
- * Errors: -EINVAL (NULL, a size that has no room for the size), -EDEADLK (inside an update of this thread),
- * -ENOTRECOVERABLE.
+ * Errors: -EINVAL (NULL, a size that has no room for the size).
  */
 int memslots_get_stats(struct memslots *table,
                        struct memslots_stats *stats,
@@ -959,11 +959,10 @@ int memslots_dump(struct memslots *table,
  */
 struct memslots_reader_hot {
     const uint64_t *seq;
-    uint64_t cached_seq;
+    uint64_t key;
     uint64_t base_gfn;
     uint64_t npages;
     const struct memslot *slot;
-    uint32_t as_id;
 };
 
 /*
@@ -975,8 +974,8 @@ static inline const struct memslot *memslots_find_gfn_inline(struct memslots_rea
 {
     const struct memslots_reader_hot *hot = (const struct memslots_reader_hot *)(void *)reader;
 
-    if (__atomic_load_n(hot->seq, __ATOMIC_ACQUIRE) == hot->cached_seq &&
-        gfn - hot->base_gfn < hot->npages && hot->as_id == as_id) {
+    if ((__atomic_load_n(hot->seq, __ATOMIC_ACQUIRE) << 6) + as_id == hot->key &&
+        gfn - hot->base_gfn < hot->npages) {
         return hot->slot;
     }
     return memslots_find_gfn(reader, as_id, gfn);

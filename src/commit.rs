@@ -7,7 +7,7 @@
 //!    the readers, flush.
 //! 2. Prepare; then the real VM, where there is one. A refusal takes back what was prepared, and publishes the old content
 //!    again where step 1 was taken: two steps of the generation, and nothing else.
-//! 3. Publish the result. Commit. Put aside what was replaced.
+//! 3. Publish the result. Put aside what was replaced. Commit.
 //!
 //! All memory is allocated before the first publication.
 
@@ -15,9 +15,11 @@ use crate::hooks::{Change, Hooks, Kind};
 use crate::index::pool::LINE;
 use crate::index::{Editor, Head, Link};
 use crate::plan::Step;
+use crate::shared::Writer;
 use crate::slot::{Errno, Gfn, Memslot, Result, INVALID};
 use crate::snapshot::{Published, Record, RECORD_LINES};
 use crate::transaction::{slot_of, Kin, Staged, Transaction};
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::ptr::NonNull;
 
 impl<'a> Transaction<'a> {
@@ -54,15 +56,27 @@ impl<'a> Transaction<'a> {
         }
     }
 
+    /// Leads every line of a merged slot to the line of the slot that has its frames in the end: slots that were merged may
+    /// have been merged again.
+    fn resolve_heirs(&mut self) {
+        let journal = &mut self.lock.writer.journal;
+        for index in 0..journal.len() {
+            let mut heir = index;
+            while let Some(Staged { new: None, kin: Kin::AbsorbedBy(next), .. }) = journal.get(heir) {
+                heir = *next;
+            }
+            let mut at = index;
+            while let Some(Staged { new: None, kin: Kin::AbsorbedBy(next), .. }) = journal.get_mut(at) {
+                at = std::mem::replace(next, heir);
+            }
+        }
+    }
+
     /// The slot that has a merged slot's frames in the end.
     fn heir(&self, line: &Staged) -> Option<&'a Memslot> {
-        let Kin::AbsorbedBy(mut line) = line.kin else { return None };
-        loop {
-            match self.line(line) {
-                Staged { new: Some(heir), .. } => return Some(slot_of(*heir)),
-                Staged { kin: Kin::AbsorbedBy(next), .. } => line = *next,
-                _ => return None,
-            }
+        match line.kin {
+            Kin::AbsorbedBy(heir) => self.lock.writer.journal.get(heir)?.new.map(slot_of),
+            _ => None,
         }
     }
 
@@ -97,11 +111,18 @@ impl<'a> Transaction<'a> {
             self.throw_away();
             return Ok(());
         }
+        self.lock.in_step = true;
+        let result = self.go_through_phases();
+        self.lock.in_step = false;
+        result
+    }
+
+    fn go_through_phases(&mut self) -> Result<()> {
         let shared = self.lock.shared;
         let hooks = shared.hooks.as_deref();
-        let attached = self.lock.writer.backend.is_some();
+        self.resolve_heirs();
         let changes = if hooks.is_some() { self.changes()? } else { Vec::new() };
-        let steps = if attached { self.plan()? } else { Vec::new() };
+        let steps = if self.lock.writer.backend.is_some() { self.plan()? } else { Vec::new() };
         let flushes = hooks.is_some_and(|hooks| hooks.wants_flush()) && changes.iter().any(|c| self.needs_flush(c));
         let over_limit = shared.max_garbage > 0 && self.lock.writer.lane.garbage().0 > shared.max_garbage;
         let waits = shared.sync || over_limit;
@@ -109,24 +130,38 @@ impl<'a> Transaction<'a> {
             return Err(Errno::EDEADLK);
         }
         let view = if flushes { Some(self.make_invalid_view(&changes)?) } else { None };
-        if let (Some(view), Some(hooks)) = (&view, hooks) {
+        // A hook in Rust can panic: what readers see must be whole again before that goes on.
+        let consent = catch_unwind(AssertUnwindSafe(|| self.ask(view.as_ref(), hooks, &changes, &steps)));
+        if !matches!(consent, Ok(Ok(()))) {
+            if let Some(view) = view {
+                self.take_back(view);
+                self.lock.settle(waits);
+            }
+            return consent.unwrap_or_else(|panic| resume_unwind(panic));
+        }
+        self.publish_result(view);
+        self.put_aside();
+        // As the kernel does it: with sync, no reader is left with the old state when the commit hooks run.
+        self.lock.settle(waits);
+        hooks.into_iter().for_each(|hooks| changes.iter().for_each(|change| hooks.commit(change)));
+        self.lock.drain();
+        Ok(())
+    }
+
+    /// The INVALID phase, where there is one; then the consent of hooks and VM.
+    fn ask(
+        &mut self,
+        view: Option<&InvalidView>,
+        hooks: Option<&dyn Hooks>,
+        changes: &[Change],
+        steps: &[Step],
+    ) -> Result<()> {
+        if let (Some(view), Some(hooks)) = (view, hooks) {
             self.publish(view.root);
             self.lock.wait_for_readers();
             self.invalid_records(view).for_each(|record| hooks.flush(slot_of(record)));
         }
-        if let Err(errno) = self.prepare(hooks, &changes, &steps) {
-            if let Some(view) = view {
-                self.take_back(view);
-            }
-            return Err(errno);
-        }
-        self.publish_result(view);
-        if let Some(hooks) = hooks {
-            changes.iter().for_each(|change| hooks.commit(change));
-        }
-        self.put_aside();
-        self.lock.tidy(waits);
-        Ok(())
+        self.prepare(hooks, changes, steps)
     }
 
     /// Publishes a table without slots, whatever the hooks would say: for the end of a table.
@@ -155,8 +190,8 @@ impl<'a> Transaction<'a> {
                 return Err(errno);
             }
         }
-        let Some(backend) = &mut self.lock.writer.backend else { return Ok(()) };
-        backend.run(steps).map_err(|(errno, index)| {
+        let Writer { backend: Some(backend), out_of_step, .. } = &mut **self.lock.writer else { return Ok(()) };
+        backend.run(steps, out_of_step).map_err(|(errno, index)| {
             cancel(changes.len());
             let slot = steps[index].region().slot;
             let is_it = |line: &&Staged| line.new.or(line.old).is_some_and(|record| key_of(slot_of(record)) == slot);
@@ -308,7 +343,7 @@ impl<'a> Transaction<'a> {
 
     /// What the result has replaced waits for the readers.
     fn put_aside(&mut self) {
-        let writer = &mut *self.lock.writer;
+        let writer = &mut **self.lock.writer;
         let has_release = self.lock.shared.hooks.is_some();
         writer.lane.retire_all(&mut self.replaced);
         // SAFETY: the base is not current any more, nor are the records that have been replaced.

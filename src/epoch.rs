@@ -26,7 +26,7 @@ use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Or
 use std::time::Duration;
 
 /// Bytes that come together before a bag goes to the collector: large enough to be rare, small enough to stay in cache.
-const BAG_BYTES: usize = 32 << 10;
+const BAG_BYTES: usize = 64 << 10;
 
 /// The current publication. On lines of its own: all readers load from here, and only publishing stores.
 #[repr(C, align(128))]
@@ -146,7 +146,7 @@ impl Domain {
         unsafe { guard.defer_unchecked(|| passed.store(true, Ordering::Release)) };
         guard.flush();
         drop(guard);
-        let mut rounds = 0;
+        let mut rounds = 0u32;
         while !passed.load(Ordering::Acquire) || (self.ripened.load(Ordering::Acquire).wrapping_sub(due) as isize) < 0 {
             handle.pin().flush();
             match rounds {
@@ -154,7 +154,7 @@ impl Domain {
                 16..64 => std::thread::yield_now(),
                 _ => std::thread::sleep(Duration::from_micros(50)),
             }
-            rounds += 1;
+            rounds = rounds.saturating_add(1);
         }
     }
 
@@ -307,10 +307,14 @@ impl Lane {
         released
     }
 
-    /// Frees everything, ripe or not. Nobody reads any more.
-    pub(crate) fn close(&mut self, domain: &mut Domain, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) {
+    /// Ends the collector, which makes every bag ripe. All other participants are gone.
+    pub(crate) fn leave(&mut self, domain: &mut Domain) {
         self.handle = None;
         domain.close();
+    }
+
+    /// Frees everything, after `leave`.
+    pub(crate) fn free_all(&mut self, domain: &Domain, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) {
         self.drain(domain, pool, release);
         let mut pending = std::mem::replace(&mut self.pending, Bag::EMPTY);
         // SAFETY: the last participant is gone, so nobody can see these.

@@ -33,7 +33,6 @@ pub(crate) struct Backend {
     fd: RawFd,
     /// `KVM_SET_USER_MEMORY_REGION2`, or the first form where the kernel lacks it.
     request: u64,
-    pub(crate) out_of_step: Option<OutOfStep>,
 }
 
 impl Backend {
@@ -48,27 +47,28 @@ impl Backend {
             0 => KVM_SET_USER_MEMORY_REGION,
             _ => KVM_SET_USER_MEMORY_REGION2,
         };
-        Ok(Backend { fd, request, out_of_step: None })
+        Ok(Backend { fd, request })
     }
 
     /// Makes all steps, or none: where the kernel refuses one, those before it are taken back, and its errno is given
     /// with the step's index.
-    pub(crate) fn run(&mut self, steps: &[Step]) -> Result<(), (Errno, usize)> {
+    /// What could not be taken back is noted in `out_of_step`.
+    pub(crate) fn run(&self, steps: &[Step], out_of_step: &mut Option<OutOfStep>) -> Result<(), (Errno, usize)> {
         for (index, step) in steps.iter().enumerate() {
             if let Err(errno) = self.set_region(&step.region()) {
-                self.take_back(&steps[..index]);
+                self.take_back(&steps[..index], out_of_step);
                 return Err((errno, index));
             }
         }
         Ok(())
     }
 
-    fn take_back(&mut self, steps: &[Step]) {
+    fn take_back(&self, steps: &[Step], out_of_step: &mut Option<OutOfStep>) {
         for step in steps.iter().rev() {
             let undo = step.undo();
             let Err(errno) = self.set_region(&undo) else { continue };
-            let count = self.out_of_step.map_or(0, |earlier| earlier.count) + 1;
-            self.out_of_step = Some(OutOfStep { undo, errno, count });
+            let count = out_of_step.map_or(0, |earlier| earlier.count) + 1;
+            *out_of_step = Some(OutOfStep { undo, errno, count });
         }
     }
 

@@ -78,9 +78,8 @@ pub fn between(from: &[Region], to: &[Region]) -> Result<Vec<Step>> {
 /// `ENOMEM`.
 pub(crate) fn steps(differences: &[Difference]) -> Result<Vec<Step>> {
     let mut planner = Planner::new(differences)?;
-    for task in 0..planner.tasks.len() {
-        planner.finish(task)?;
-    }
+    planner.unbind();
+    (0..planner.tasks.len()).for_each(|task| planner.finish(task));
     planner.remove_rest();
     Ok(planner.steps)
 }
@@ -122,16 +121,17 @@ enum State {
     Untouched,
     /// Waits for others to make room.
     Waiting,
-    /// Its old place is free already, its new one is not taken yet.
-    Removed,
     Done,
 }
 
 /// What becomes of one slot.
 struct Task {
+    /// Where it is; none where it is not there, or not any more.
     old: Option<Region>,
     new: Option<Region>,
     state: State,
+    /// Its place among the differences.
+    order: usize,
 }
 
 impl Task {
@@ -192,8 +192,19 @@ impl Planner {
         Ok(Planner { tasks, old_places, new_places, steps, waiting })
     }
 
+    /// Deletes what has a guest_memfd and changes: such a slot can only be deleted, and its part of the file can be bound
+    /// again only then.
+    fn unbind(&mut self) {
+        for index in 0..self.tasks.len() {
+            let task = &self.tasks[index];
+            if task.old.is_some_and(|old| old.flags & GUEST_MEMFD != 0) && !task.is_nothing() {
+                self.remove(index);
+            }
+        }
+    }
+
     /// Brings a slot to its new place, and before that, others out of the way.
-    fn finish(&mut self, task: usize) -> Result<()> {
+    fn finish(&mut self, task: usize) {
         self.wait(task);
         while let Some((task, next)) = self.waiting.pop() {
             match self.in_the_way(task, next) {
@@ -204,7 +215,6 @@ impl Planner {
                 None => self.place(task),
             }
         }
-        Ok(())
     }
 
     fn wait(&mut self, index: usize) {
@@ -227,29 +237,27 @@ impl Planner {
 
     /// Gets a slot out of its old frames: to its new place if it can, away for now where that would be a circle.
     fn clear(&mut self, index: usize) {
-        match (self.tasks[index].state, &self.tasks[index].new) {
-            (State::Untouched, Some(_)) => self.wait(index),
-            (State::Untouched | State::Waiting, _) => self.remove(index),
-            _ => {}
+        let task = &self.tasks[index];
+        match task.state {
+            // What takes a delete in any case takes it now: there is no circle through it then.
+            State::Untouched if task.new.is_some() && task.in_one_call() => self.wait(index),
+            State::Untouched | State::Waiting => self.remove(index),
+            State::Done => {}
         }
     }
 
     fn remove(&mut self, index: usize) {
-        let task = &mut self.tasks[index];
-        // A slot that waits and was not there before is in nobody's way.
-        let Some(old) = task.old else { return };
-        task.state = match task.new {
-            Some(_) => State::Removed,
-            None => State::Done,
-        };
+        let Some(old) = self.tasks[index].old.take() else { return };
+        if self.tasks[index].new.is_none() {
+            self.tasks[index].state = State::Done;
+        }
         self.step(Kind::Delete, Some(old), None, index);
     }
 
     fn place(&mut self, index: usize) {
         let task = &self.tasks[index];
-        let (old, new, removed) = (task.old, task.new, task.state == State::Removed);
-        let one_call = task.in_one_call();
-        match old.filter(|_| !removed) {
+        let (new, one_call) = (task.new, task.in_one_call());
+        match task.old {
             None => self.step(Kind::Create, None, new, index),
             Some(_) if task.is_nothing() => {}
             Some(old) if one_call => {
@@ -295,17 +303,17 @@ impl Planner {
 fn collect_tasks(differences: &[Difference]) -> Result<Vec<Task>> {
     let slot = |difference: &Difference| difference.old.or(difference.new).map_or(0, |region| region.slot);
     let order = sorted_by_key(differences.iter().enumerate().map(|(index, d)| (slot(d), index)))?;
-    let mut tasks: Vec<(usize, Task)> = Vec::new();
+    let mut tasks: Vec<Task> = Vec::new();
     tasks.try_reserve_exact(differences.len()).map_err(|_| Errno::ENOMEM)?;
     let mut last_slot = None;
-    for (slot, index) in order {
-        let Difference { old, new } = differences[index];
+    for (slot, order) in order {
+        let Difference { old, new } = differences[order];
         match tasks.last_mut().filter(|_| last_slot == Some(slot)) {
-            Some((_, task)) => (task.old, task.new) = (task.old.or(old), task.new.or(new)),
-            None => tasks.push((index, Task { old, new, state: State::Untouched })),
+            Some(task) => (task.old, task.new) = (task.old.or(old), task.new.or(new)),
+            None => tasks.push(Task { old, new, state: State::Untouched, order }),
         }
         last_slot = Some(slot);
     }
-    tasks.sort_unstable_by_key(|(index, _)| *index);
-    Ok(tasks.into_iter().map(|(_, task)| task).collect())
+    tasks.sort_unstable_by_key(|task| task.order);
+    Ok(tasks)
 }

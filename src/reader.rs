@@ -10,7 +10,7 @@
 
 use crate::index::range_tree::Cursor;
 use crate::shared::{Owner, Presence};
-use crate::slot::{Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result};
+use crate::slot::{Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result, MAX_ADDRESS_SPACES};
 use crate::snapshot::{Published, Record, Space};
 use crossbeam_epoch::{Guard, LocalHandle};
 use std::cell::Cell;
@@ -25,21 +25,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 struct Hot {
     /// The current publication's number.
     seq: *const AtomicU64,
-    /// The publication that `slot` came from; 0 before the first.
-    cached_seq: Cell<u64>,
+    /// Publication and address space that `slot` is of; see `key`. With `CLOSED` outside of a section; 0 before the first.
+    key: Cell<u64>,
     base_gfn: Cell<u64>,
     npages: Cell<u64>,
     slot: Cell<*const Memslot>,
-    /// Of the slot; with `CLOSED` outside of a section, so that nothing hits there.
-    as_id: Cell<u32>,
     /// Sections open, one inside the other.
-    depth: Cell<u32>,
+    depth: Cell<u64>,
     misses: Cell<u64>,
     sections: Cell<u64>,
 }
 
-/// Added to the last-used slot's address space while no section is open.
-const CLOSED: u32 = 1 << 31;
+/// In the last-used slot's key while no section is open: nothing hits then.
+const CLOSED: u64 = 1 << 63;
+
+/// A publication's number and an address space in one: no other pair of a publication up to this one and a space has the
+/// same, nor does one with a space that there cannot be. Publications' numbers are far below 2^57.
+#[inline(always)]
+fn key(seq: u64, as_id: u16) -> u64 {
+    (seq << MAX_ADDRESS_SPACES.ilog2()).wrapping_add(as_id as u64)
+}
 
 /// One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
 pub struct Reader {
@@ -64,11 +69,10 @@ impl Reader {
         let handle = ManuallyDrop::new(shared.join(NonNull::from(&*presence))?);
         let hot = Hot {
             seq: &shared.current.seq,
-            cached_seq: Cell::new(0),
+            key: Cell::new(CLOSED),
             base_gfn: Cell::new(0),
             npages: Cell::new(0),
             slot: Cell::new(std::ptr::null()),
-            as_id: Cell::new(CLOSED),
             depth: Cell::new(0),
             misses: Cell::new(0),
             sections: Cell::new(0),
@@ -91,7 +95,7 @@ impl Reader {
             self.guard.set(Some(self.handle.pin()));
             self.presence.begin(self.seq());
             self.hot.sections.set(self.hot.sections.get() + 1);
-            self.hot.as_id.set(self.hot.as_id.get() & !CLOSED);
+            self.hot.key.set(self.hot.key.get() & !CLOSED);
         }
         self.hot.depth.set(depth + 1);
     }
@@ -105,7 +109,7 @@ impl Reader {
         }
         self.hot.depth.set(depth - 1);
         if depth == 1 {
-            self.hot.as_id.set(self.hot.as_id.get() | CLOSED);
+            self.hot.key.set(self.hot.key.get() | CLOSED);
             self.presence.end();
             self.guard.set(None);
         }
@@ -124,9 +128,7 @@ impl Reader {
         let hot = &self.hot;
         // SAFETY: the table's counter, which `shared` keeps alive.
         let seq = unsafe { (*hot.seq).load(Ordering::Acquire) };
-        let hit = hot.cached_seq.get() == seq
-            && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get()
-            && hot.as_id.get() == as_id as u32;
+        let hit = hot.key.get() == key(seq, as_id) && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get();
         // A slot of a publication is not null.
         if hit {
             NonNull::new(hot.slot.get().cast_mut())
@@ -220,11 +222,10 @@ impl<'r> Section<'r> {
         // SAFETY: the section keeps the publication.
         let found = unsafe { published.space(as_id)?.find_gfn(gfn) }?;
         let slot = slot_of(found.record);
-        hot.cached_seq.set(published.seq);
+        hot.key.set(key(published.seq, as_id));
         hot.base_gfn.set(found.base_gfn);
         hot.npages.set(found.npages);
         hot.slot.set(slot);
-        hot.as_id.set(as_id as u32);
         Some(slot)
     }
 
@@ -318,9 +319,12 @@ impl<'r> Section<'r> {
     /// The requests that the slots of a space answer to, ascending by gfn: as many as there is room for. Gives how many
     /// there are.
     pub fn regions(&self, as_id: u16, out: &mut [Region]) -> usize {
+        // One publication for both, the slots and their number.
+        let Some(space) = self.space(as_id) else { return 0 };
         let shift = self.reader.page_shift();
-        out.iter_mut().zip(self.iter(as_id)).for_each(|(region, slot)| *region = Region::of(slot, shift));
-        self.count(as_id) as usize
+        let slots = Iter::new(Walk::by_gfn(space, Gfn(0)..Gfn(u64::MAX)));
+        out.iter_mut().zip(slots).for_each(|(region, slot)| *region = Region::of(slot, shift));
+        space.count as usize
     }
 
     /// The next step of a walk that began in this section.
@@ -358,11 +362,13 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
+    #[inline(always)]
     fn by_gfn(space: &Space, range: Range<Gfn>) -> Option<Walk> {
         let last = range.end.0.checked_sub(1).filter(|last| range.start.0 <= *last)?;
         Some(Walk { space, cursor: space.walk_gfn(), first: range.start.0, last, by_hva: false })
     }
 
+    #[inline(always)]
     fn by_hva(space: &Space, first: u64, last: u64) -> Walk {
         Walk { space, cursor: space.walk_hva(), first, last, by_hva: true }
     }

@@ -13,11 +13,12 @@ use crate::epoch::{Current, Domain, Lane};
 use crate::hooks::Hooks;
 use crate::index::pool::{Pool, LINE};
 use crate::index::Editor;
-use crate::kvm::Backend;
+use crate::kvm::{Backend, OutOfStep};
 use crate::slot::{Errno, Limits, Memslot, Result};
 use crate::snapshot::{Published, Record, RECORD_LINES};
 use crate::trace::Trace;
 use crossbeam_epoch::LocalHandle;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -69,6 +70,22 @@ unsafe impl Send for Waiter {}
 /// Bytes of garbage from which on every update helps the epoch on.
 const MUCH_GARBAGE: usize = 1 << 20;
 
+/// Where the table stands, for whoever looks without the update lock: as the last update left it, or as it is while an
+/// update waits for readers. Each figure is right; together they may be of two updates.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Figures {
+    pub(crate) publications: AtomicU64,
+    pub(crate) slots: AtomicU64,
+    pub(crate) npages: AtomicU64,
+    pub(crate) index_bytes: AtomicU64,
+    pub(crate) pool_bytes: AtomicU64,
+    pub(crate) garbage_bytes: AtomicU64,
+    pub(crate) garbage_objects: AtomicU64,
+    pub(crate) releases_due: AtomicU64,
+    pub(crate) out_of_step: AtomicU64,
+}
+
 /// What the update lock protects.
 pub(crate) struct Writer {
     pub(crate) pool: Pool,
@@ -78,10 +95,12 @@ pub(crate) struct Writer {
     pub(crate) journal: Vec<crate::transaction::Staged>,
     pub(crate) publications: u64,
     pub(crate) backend: Option<Backend>,
+    pub(crate) out_of_step: Option<OutOfStep>,
     pub(crate) trace: Option<Trace>,
 }
 
-/// See the head of this file.
+/// See the head of this file. What readers load comes first; what updates store has lines of its own.
+#[repr(C)]
 pub(crate) struct Shared {
     pub(crate) current: Current,
     pub(crate) limits: Limits,
@@ -89,10 +108,11 @@ pub(crate) struct Shared {
     /// Bytes of garbage past which an update waits for readers; 0: none.
     pub(crate) max_garbage: usize,
     pub(crate) hooks: Option<Box<dyn Hooks>>,
+    /// The process that made the table. In a forked child the other threads are gone, with what they held.
+    pid: u32,
+    /// Stored to by updates, as is all that follows.
+    pub(crate) figures: Figures,
     pub(crate) domain: Domain,
-    present: Mutex<Registry>,
-    /// None once the table is gone.
-    waiter: Mutex<Option<Waiter>>,
     writer: Mutex<Writer>,
     /// The thread that holds the update lock, or 0.
     updating: AtomicUsize,
@@ -100,8 +120,9 @@ pub(crate) struct Shared {
     waiting: AtomicBool,
     /// Owners: the table and its readers. See [`Owner`].
     owners: AtomicUsize,
-    /// The process that made the table. In a forked child the other threads are gone, with what they held.
-    pid: u32,
+    present: Mutex<Registry>,
+    /// None once the table is gone.
+    waiter: Mutex<Option<Waiter>>,
 }
 
 // SAFETY: the raw pointers inside (current publication, ripe bags) lead to objects that are only changed under the update
@@ -123,6 +144,13 @@ impl Owner {
         crate::memory::try_box(shared).map(|shared| Owner(NonNull::from(Box::leak(shared))))
     }
 
+    /// One more owner. `EDEADLK` where there is none any more: inside the releases that the end of it all runs.
+    pub(crate) fn another(&self) -> Result<Owner> {
+        let one_more = |owners: usize| owners.checked_add(1).filter(|_| owners > 0);
+        let owners = self.owners.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        owners.map(|_| Owner(self.0)).map_err(|_| Errno::EDEADLK)
+    }
+
     /// Whether there is no other owner. Only the last one can rely on it.
     pub(crate) fn is_last(&self) -> bool {
         self.owners.load(Ordering::Acquire) == 1
@@ -135,13 +163,6 @@ impl std::ops::Deref for Owner {
     fn deref(&self) -> &Shared {
         // SAFETY: alive while it has an owner.
         unsafe { self.0.as_ref() }
-    }
-}
-
-impl Clone for Owner {
-    fn clone(&self) -> Owner {
-        self.owners.fetch_add(1, Ordering::Relaxed);
-        Owner(self.0)
     }
 }
 
@@ -171,15 +192,24 @@ impl Shared {
         let domain = Domain::new();
         let lane = Lane::new(&domain);
         let waiter = Waiter(domain.register());
-        let writer =
-            Writer { pool, lane, next_stamp: 1, journal: Vec::new(), publications: 0, backend: None, trace: None };
-        Ok(Shared {
+        let writer = Writer {
+            pool,
+            lane,
+            next_stamp: 1,
+            journal: Vec::new(),
+            publications: 0,
+            backend: None,
+            out_of_step: None,
+            trace: None,
+        };
+        let shared = Shared {
             current: Current::new(root),
             limits,
             sync,
             max_garbage,
             hooks,
             domain,
+            figures: Figures::default(),
             present: Mutex::new(Registry(Vec::new())),
             waiter: Mutex::new(Some(waiter)),
             writer: Mutex::new(writer),
@@ -187,7 +217,9 @@ impl Shared {
             waiting: AtomicBool::new(false),
             owners: AtomicUsize::new(1),
             pid: std::process::id(),
-        })
+        };
+        shared.update()?;
+        Ok(shared)
     }
 
     // ---- the update lock ----
@@ -204,7 +236,7 @@ impl Shared {
             Err(TryLockError::WouldBlock) => self.lock_contended()?,
         };
         self.updating.store(this_thread(), Ordering::Relaxed);
-        Ok(Updating { shared: self, writer })
+        Ok(Updating { shared: self, writer: ManuallyDrop::new(writer), in_step: false })
     }
 
     /// Whether this thread holds the update lock.
@@ -283,7 +315,9 @@ impl Shared {
 /// The update lock, held.
 pub(crate) struct Updating<'a> {
     pub(crate) shared: &'a Shared,
-    pub(crate) writer: MutexGuard<'a, Writer>,
+    pub(crate) writer: ManuallyDrop<MutexGuard<'a, Writer>>,
+    /// Whether something is being changed, or a hook runs: a panic now leaves nobody knows what, and poisons the table.
+    pub(crate) in_step: bool,
 }
 
 impl<'a> Updating<'a> {
@@ -298,8 +332,27 @@ impl<'a> Updating<'a> {
         Rules { limits: &self.shared.limits, state: unsafe { state.as_ref() } }
     }
 
+    /// Notes where the table stands.
+    fn note_figures(&self) {
+        let (writer, figures) = (&**self.writer, &self.shared.figures);
+        let (garbage_bytes, garbage_objects) = writer.lane.garbage();
+        // SAFETY: the current publication is alive under the update lock.
+        let spaces = unsafe { self.shared.current.root().as_ref() }.spaces();
+        let note = |figure: &AtomicU64, now: u64| figure.store(now, Ordering::Relaxed);
+        note(&figures.publications, writer.publications);
+        note(&figures.slots, spaces.iter().map(|space| space.count as u64).sum());
+        note(&figures.npages, spaces.iter().map(|space| space.npages).sum());
+        note(&figures.index_bytes, writer.pool.used() as u64);
+        note(&figures.pool_bytes, writer.pool.held() as u64);
+        note(&figures.garbage_bytes, garbage_bytes as u64);
+        note(&figures.garbage_objects, garbage_objects as u64);
+        note(&figures.releases_due, writer.lane.releases_due() as u64);
+        note(&figures.out_of_step, writer.out_of_step.map_or(0, |out| out.count));
+    }
+
     /// Waits until no section is left that was open at the call.
     pub(crate) fn wait_for_readers(&mut self) {
+        self.note_figures();
         self.shared.waiting.store(true, Ordering::Release);
         self.writer.lane.wait_for_readers(&self.shared.domain);
         self.shared.waiting.store(false, Ordering::Release);
@@ -307,29 +360,33 @@ impl<'a> Updating<'a> {
 
     /// Gives garbage to the collector (all of it with `now`) and frees what is ripe. Gives the releases run.
     pub(crate) fn collect(&mut self, now: bool) -> usize {
-        let writer = &mut *self.writer;
-        // Without memory for a bag the garbage stays where it is, for the next time.
-        let _ = writer.lane.seal(&self.shared.domain, &mut writer.pool, now);
+        self.seal(now);
         self.drain()
     }
 
-    /// After an update: garbage goes its way. With `wait`, the update ends when no reader is left that could use what was
-    /// before.
-    pub(crate) fn tidy(&mut self, wait: bool) {
+    /// After a publication: garbage goes its way. With `wait`, returns when no reader is left that could use what was before;
+    /// but not where a hook has left a section of this thread open, which would be for ever.
+    pub(crate) fn settle(&mut self, wait: bool) {
         let owed = self.writer.lane.releases_pending() > 0;
-        self.collect(owed || wait);
-        if wait {
+        self.seal(owed || wait);
+        if wait && !self.shared.in_section() {
             self.wait_for_readers();
-            self.drain();
         } else if self.writer.lane.garbage().0 > MUCH_GARBAGE {
             self.writer.lane.advance();
         }
     }
 
+    /// Gives garbage to the collector: all of it with `now`.
+    fn seal(&mut self, now: bool) {
+        let writer = &mut **self.writer;
+        // Without memory for a bag the garbage stays where it is, for the next time.
+        let _ = writer.lane.seal(&self.shared.domain, &mut writer.pool, now);
+    }
+
     /// Frees what is ripe. Gives the releases run.
     pub(crate) fn drain(&mut self) -> usize {
         let hooks = self.shared.hooks.as_deref();
-        let writer = &mut *self.writer;
+        let writer = &mut **self.writer;
         let mut release = |gone: &Memslot| {
             if let Some(hooks) = hooks {
                 hooks.release(gone);
@@ -341,14 +398,24 @@ impl<'a> Updating<'a> {
 
 impl Drop for Updating<'_> {
     fn drop(&mut self) {
+        self.note_figures();
         self.shared.updating.store(0, Ordering::Relaxed);
         self.shared.waiting.store(false, Ordering::Release);
+        // SAFETY: not used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.writer) };
+        if std::thread::panicking() && !self.in_step {
+            // The panic is the caller's own, between two calls: all is whole.
+            self.shared.writer.clear_poison();
+        }
     }
 }
 
 impl Drop for Shared {
     /// The last of the table and its readers is gone: everything goes, and every release still owed is run.
     fn drop(&mut self) {
+        let cut_off = self.is_forked() && self.updating.load(Ordering::Relaxed) != 0;
+        // A release that calls back in is refused, as any hook is.
+        self.updating.store(this_thread(), Ordering::Relaxed);
         let hooks = self.hooks.take();
         let mut release = |gone: &Memslot| {
             if let Some(hooks) = &hooks {
@@ -357,13 +424,13 @@ impl Drop for Shared {
         };
         *self.waiter.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
         let poisoned = self.writer.is_poisoned();
-        let cut_off = self.is_forked() && self.updating.load(Ordering::Relaxed) != 0;
         let writer = self.writer.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        writer.lane.leave(&mut self.domain);
         if cut_off {
             // Another thread was in the middle of an update when the process forked. The memory goes, unlooked at.
             return writer.pool.expect_leaks();
         }
-        writer.lane.close(&mut self.domain, &mut writer.pool, &mut release);
+        writer.lane.free_all(&self.domain, &mut writer.pool, &mut release);
         // SAFETY: nobody reads or updates any more.
         unsafe { free_publication(self.current.root(), &mut writer.pool, &mut release) };
         if poisoned {

@@ -16,6 +16,7 @@ use std::ffi::c_void;
 use std::fmt::Write as _;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How a table is made. The default is KVM's: one address space of 32,764 slots with pages of 4 KiB.
 pub struct Config {
@@ -138,9 +139,9 @@ impl Memslots {
     /// A reader of this table, for one thread at a time. It may outlive the table, and then finds nothing.
     ///
     /// # Errors
-    /// `ENOMEM`.
+    /// `ENOMEM`; `EDEADLK` in a release that the end of the table runs.
     pub fn reader(&self) -> Result<Reader> {
-        Reader::new(self.shared.clone())
+        Reader::new(self.shared.another()?)
     }
 
     // ---- updates ----
@@ -283,9 +284,9 @@ impl Memslots {
             lock.writer.backend = None;
             return Ok(());
         }
-        let mut backend = Backend::new(vm_fd)?;
+        let backend = Backend::new(vm_fd)?;
         let regions = self.all_regions(lock.current())?;
-        backend.run(&plan::steps(&regions)?).map_err(|(errno, _)| errno)?;
+        backend.run(&plan::steps(&regions)?, &mut lock.writer.out_of_step).map_err(|(errno, _)| errno)?;
         lock.writer.backend = Some(backend);
         Ok(())
     }
@@ -346,30 +347,25 @@ impl Memslots {
 
     // ---- looking ----
 
-    /// Where the table stands. Waits for an update of another thread.
-    ///
-    /// # Errors
-    /// Those of [`Memslots::begin`].
-    pub fn stats(&self) -> Result<Stats> {
-        let lock = self.shared.update()?;
-        // SAFETY: the current publication is alive under the update lock.
-        let spaces = unsafe { lock.current().as_ref() }.spaces();
-        let (garbage_bytes, garbage_objects) = lock.writer.lane.garbage();
+    /// Where the table stands, as the last update left it. Does not wait.
+    pub fn stats(&self) -> Stats {
+        let figures = &self.shared.figures;
+        let now = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let (readers, open_sections, oldest_section_lag) = self.shared.presences();
-        Ok(Stats {
-            publications: lock.writer.publications,
-            slots: spaces.iter().map(|space| space.count as u64).sum(),
-            npages: spaces.iter().map(|space| space.npages).sum(),
-            index_bytes: lock.writer.pool.used() as u64,
-            pool_bytes: lock.writer.pool.held() as u64,
-            garbage_bytes: garbage_bytes as u64,
-            garbage_objects: garbage_objects as u64,
-            releases_due: lock.writer.lane.releases_due() as u64,
+        Stats {
+            publications: now(&figures.publications),
+            slots: now(&figures.slots),
+            npages: now(&figures.npages),
+            index_bytes: now(&figures.index_bytes),
+            pool_bytes: now(&figures.pool_bytes),
+            garbage_bytes: now(&figures.garbage_bytes),
+            garbage_objects: now(&figures.garbage_objects),
+            releases_due: now(&figures.releases_due),
             readers: readers as u64,
             open_sections: open_sections as u64,
             oldest_section_lag,
-            out_of_step: lock.writer.backend.as_ref().and_then(|b| b.out_of_step).map_or(0, |out| out.count),
-        })
+            out_of_step: now(&figures.out_of_step),
+        }
     }
 
     /// Writes the table for a person, a line a slot.
@@ -391,7 +387,7 @@ impl Memslots {
                 let _ = writeln!(line, "{}", Shown(slot, self.shared.limits.page_shift));
             }
         }
-        if let Some(out) = lock.writer.backend.as_ref().and_then(|backend| backend.out_of_step) {
+        if let Some(out) = lock.writer.out_of_step {
             let (undo, errno, count) = (out.undo, out.errno, out.count);
             let _ =
                 writeln!(line, "out of step with the attached VM: {count} changes not taken back; the last: {errno:?}");

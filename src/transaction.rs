@@ -45,6 +45,9 @@ pub(crate) enum Kin {
     AbsorbedBy(usize),
 }
 
+/// Lines that a journal keeps room for between transactions.
+const JOURNAL_KEPT: usize = 16 << 10;
+
 /// A set of changes being prepared, invisible until committed. Dropping it aborts it.
 ///
 /// It holds the table's update lock: other threads' updates wait for it, and another update by this thread is refused
@@ -302,8 +305,10 @@ impl<'a> Transaction<'a> {
         unsafe { space.add(&mut editor, record, shift) };
     }
 
-    /// The slots of `old_space` that have no place in the space built anew are deleted; its nodes are put aside.
+    /// The slots of `old_space` that have no place in the space built anew are deleted, and stand before the others in the
+    /// journal, so that hooks never see two slots in one place; its nodes are put aside.
     fn drop_absent(&mut self, old_space: Space) -> Result<()> {
+        let placed = self.lock.writer.journal.len();
         let mut walk = old_space.walk_gfn();
         // SAFETY: the old space is part of the current publication; words of the gfn tree are records.
         while let Some(record) = unsafe { walk.next_reaching(0) }.and_then(|e| NonNull::new(e.word.cast::<Record>())) {
@@ -318,6 +323,7 @@ impl<'a> Transaction<'a> {
                 self.lock.writer.journal.push(Staged { old: Some(record), new: None, kin: Kin::None, step: self.step });
             }
         }
+        self.lock.writer.journal.rotate_left(placed);
         if self.has_changes() {
             let replaced = &mut self.replaced;
             // SAFETY: the working copy refers to none of the old nodes.
@@ -351,14 +357,13 @@ impl<'a> Transaction<'a> {
         writer.pool.reserve(changes * bytes)
     }
 
-    /// Carries a decision out, and gives the slot's line in the journal; none where the slot is of this transaction and
-    /// ends in it.
+    /// Carries a decision out, and gives the slot's line in the journal; none where all of its changes came to nothing.
     fn apply(&mut self, decision: Decision) -> Option<usize> {
         match decision {
             Decision::Nothing => None,
             Decision::Create(slot) => Some(self.apply_create(slot)),
             Decision::Delete(old) => self.apply_delete(old),
-            Decision::Replace { old, new } => Some(self.apply_replace(old, new)),
+            Decision::Replace { old, new } => self.apply_replace(old, new),
         }
     }
 
@@ -385,10 +390,20 @@ impl<'a> Transaction<'a> {
         self.free_record(old);
         let staged = &mut self.lock.writer.journal[line];
         (staged.new, staged.kin) = (None, Kin::None);
-        staged.old.map(|_| line)
+        let was_there = staged.old.is_some();
+        self.drop_empty_lines();
+        was_there.then_some(line)
     }
 
-    fn apply_replace(&mut self, old: NonNull<Record>, new: Memslot) -> usize {
+    /// A line that came to nothing is given up where it is the last, so that a slot that goes back and forth takes one.
+    fn drop_empty_lines(&mut self) {
+        let journal = &mut self.lock.writer.journal;
+        while let Some(Staged { old: None, new: None, .. }) = journal.last() {
+            journal.pop();
+        }
+    }
+
+    fn apply_replace(&mut self, old: NonNull<Record>, new: Memslot) -> Option<usize> {
         let line = self.line_of(old);
         let before = line.and_then(|line| self.line(line).old);
         let back = before.filter(|before| *slot_of(*before) == new);
@@ -399,22 +414,20 @@ impl<'a> Transaction<'a> {
         let (space, mut editor) = self.edit(new.as_id);
         // SAFETY: reserved by stage(); the rules have found the old slot and seen that the new frames are free.
         unsafe { space.replace(&mut editor, old, record, shift) };
-        let Some(line) = line else {
-            self.lock.writer.journal.push(Staged {
-                old: Some(old),
-                new: Some(record),
-                kin: Kin::None,
-                step: self.step,
-            });
-            return at;
-        };
-        self.free_record(old);
-        let staged = &mut self.lock.writer.journal[line];
-        match back {
-            Some(_) => *staged = Staged { old: None, new: None, kin: Kin::None, step: staged.step },
-            None => staged.new = Some(record),
+        if line.is_none() {
+            let step = self.step;
+            self.lock.writer.journal.push(Staged { old: Some(old), new: Some(record), kin: Kin::None, step });
+            return Some(at);
         }
-        line
+        self.free_record(old);
+        let staged = &mut self.lock.writer.journal[at];
+        if back.is_none() {
+            staged.new = Some(record);
+            return Some(at);
+        }
+        (staged.old, staged.new, staged.kin) = (None, None, Kin::None);
+        self.drop_empty_lines();
+        None
     }
 
     /// The working copy's space, and the right to change it.
@@ -518,7 +531,7 @@ impl<'a> Transaction<'a> {
     /// Frees the working copy. The current state is what it was.
     pub(crate) fn throw_away(&mut self) {
         self.finished = true;
-        let (stamp, writer) = (self.stamp, &mut *self.lock.writer);
+        let (stamp, writer) = (self.stamp, &mut **self.lock.writer);
         let Writer { pool, journal, .. } = writer;
         // SAFETY: nodes and records that this transaction made are in no publication; the base's are passed by.
         unsafe {
@@ -542,7 +555,9 @@ impl<'a> Transaction<'a> {
         named: impl FnOnce() -> Region,
         step: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
+        self.lock.in_step = true;
         let result = step(self);
+        self.lock.in_step = false;
         self.step += 1;
         if self.bracketed {
             self.trace(op, named, result);
@@ -563,7 +578,7 @@ impl<'a> Transaction<'a> {
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         // After a panic in the middle of a change the working copy may be anything: it is lost, and the table poisoned.
-        if !self.finished && !std::thread::panicking() {
+        if !self.finished && !self.lock.in_step {
             self.throw_away();
             if self.bracketed {
                 self.trace(Op::Abort, Region::default, Ok(()));
@@ -572,5 +587,8 @@ impl Drop for Transaction<'_> {
         let writer = &mut *self.lock.writer;
         // Beyond every stamp that this transaction gave: its own, a record a line, and an invalid view's.
         writer.next_stamp = self.stamp + writer.journal.len() as u64 + 1;
+        if writer.journal.capacity() > JOURNAL_KEPT {
+            writer.journal = Vec::new();
+        }
     }
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Iterators, on the caller's stack.
+//! Iterators, on the caller's stack. As with lookups, there is no panic in them.
 
 use super::reader::section;
-use super::value;
 use crate::reader::{Reader, Section, Walk};
 use crate::slot::{Gfn, Hva, Memslot};
 use std::mem::{align_of, size_of};
@@ -12,7 +11,7 @@ use std::ptr::null;
 #[repr(C)]
 pub struct memslots_iter {
     #[doc(hidden)]
-    pub private_: [u64; 17],
+    pub private_: [u64; 18],
 }
 
 /// What is in there.
@@ -31,6 +30,7 @@ const _: () = assert!(align_of::<State>() <= align_of::<memslots_iter>());
 ///
 /// # Safety
 /// `iter` is NULL or the caller's; `reader` is NULL or live.
+#[inline(always)]
 unsafe fn begin(iter: *mut memslots_iter, reader: *mut Reader, walk: impl FnOnce(&Section) -> Option<Walk>) {
     if iter.is_null() {
         return;
@@ -48,7 +48,7 @@ unsafe fn begin(iter: *mut memslots_iter, reader: *mut Reader, walk: impl FnOnce
 #[no_mangle]
 pub unsafe extern "C" fn memslots_iter_all(iter: *mut memslots_iter, reader: *mut Reader, as_id: u16) {
     // SAFETY: the caller's, or NULL.
-    value((), || unsafe { begin(iter, reader, |section| section.iter(as_id).walk) });
+    unsafe { begin(iter, reader, |section| section.iter(as_id).walk) };
 }
 
 /// A walk over exactly the slots with a frame in [start, end), ascending by gfn. An empty range has none. Otherwise as
@@ -62,7 +62,7 @@ pub unsafe extern "C" fn memslots_iter_gfn(
     end: u64,
 ) {
     // SAFETY: the caller's, or NULL.
-    value((), || unsafe { begin(iter, reader, |section| section.iter_gfn(as_id, Gfn(start)..Gfn(end)).walk) });
+    unsafe { begin(iter, reader, |section| section.iter_gfn(as_id, Gfn(start)..Gfn(end)).walk) };
 }
 
 /// A walk over exactly the slots with a byte of host memory in [start, last], `last` inclusive, ascending by hva, then by id.
@@ -76,19 +76,17 @@ pub unsafe extern "C" fn memslots_iter_hva(
     last: u64,
 ) {
     // SAFETY: the caller's, or NULL.
-    value((), || unsafe { begin(iter, reader, |section| section.iter_hva(as_id, Hva(start), Hva(last)).walk) });
+    unsafe { begin(iter, reader, |section| section.iter_hva(as_id, Hva(start), Hva(last)).walk) };
 }
 
 /// The next slot, valid until the section ends; NULL at the end, and in another section than the walk began in. Never waits;
 /// the reader's thread.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_iter_next(iter: *mut memslots_iter) -> *const Memslot {
-    value(null(), || {
-        // SAFETY: NULL, or begun by one of the above.
-        let Some(state) = (unsafe { iter.cast::<State>().as_mut() }) else { return null() };
-        // SAFETY: the reader that the walk began with is alive while it goes on.
-        let here = unsafe { section(state.reader) }.filter(|section| section.ordinal() == state.ordinal);
-        let (Some(section), Some(walk)) = (here, state.walk.as_mut()) else { return null() };
-        section.resume(walk).map_or(null(), std::ptr::from_ref)
-    })
+    // SAFETY: NULL, or begun by one of the above.
+    let Some(state) = (unsafe { iter.cast::<State>().as_mut() }) else { return null() };
+    // SAFETY: the reader that the walk began with is alive while it goes on.
+    let here = unsafe { section(state.reader) }.filter(|section| section.ordinal() == state.ordinal);
+    let (Some(section), Some(walk)) = (here, state.walk.as_mut()) else { return null() };
+    section.resume(walk).map_or(null(), std::ptr::from_ref)
 }

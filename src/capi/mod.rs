@@ -85,16 +85,17 @@ impl Answer for u16 {
 
 /// Runs what a function does, and turns what comes of it into C's.
 fn answer<T: Answer>(body: impl FnOnce() -> Result<T>) -> i32 {
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(value)) => value.into_c(),
-        Ok(Err(errno)) => errno.negated(),
-        Err(_) => Errno::ENOTRECOVERABLE.negated(),
-    }
+    value(Errno::ENOTRECOVERABLE.negated(), || body().map_or_else(Errno::negated, Answer::into_c))
 }
 
-/// The same where there is no error value: `otherwise` after a panic.
+/// The same where there is no error value: `otherwise` after a panic. The caller's `errno` stays what it is.
 fn value<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
+    // SAFETY: the calling thread's errno, which is always there.
+    let errno = unsafe { *libc::__errno_location() };
+    let value = catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise);
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+    value
 }
 
 /// What a pointer points to, or EINVAL for NULL.

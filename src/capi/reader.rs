@@ -46,6 +46,12 @@ unsafe fn open_section<'a>(reader: *const Reader) -> Result<Section<'a>> {
     unsafe { section(reader) }.ok_or(Errno::EPERM)
 }
 
+/// Runs a lookup that answers with an errno.
+#[inline(always)]
+fn lookup(body: impl FnOnce() -> Result<()>) -> c_int {
+    body().map_or_else(Errno::negated, |()| 0)
+}
+
 fn access_of(access: u32) -> Result<Access> {
     match access {
         super::MEMSLOTS_READ => Ok(Access::Read),
@@ -62,7 +68,7 @@ fn pointer(slot: Option<&Memslot>) -> *const Memslot {
 /// Makes a reader, for one thread at a time. Waits for other threads that make or free one, no longer; any thread. On success
 /// `*out` is the reader, until memslots_reader_free. It may outlive the table, and finds nothing then.
 ///
-/// Errors: -EINVAL (NULL), -ENOMEM.
+/// Errors: -EINVAL (NULL), -ENOMEM, -EDEADLK (in a release hook that memslots_free runs).
 #[no_mangle]
 pub unsafe extern "C" fn memslots_reader_new(table: *mut memslots, out: *mut *mut Reader) -> c_int {
     answer(|| {
@@ -89,7 +95,7 @@ pub unsafe extern "C" fn memslots_reader_free(reader: *mut Reader) {
 }
 
 /// Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts. Never
-/// waits; the reader's thread. Keep sections short: what was replaced since one began cannot be freed until it ends.
+/// waits; the reader's thread, on which the section also ends. Keep sections short: what was replaced since one began cannot be freed until it ends.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_read_lock(reader: *mut Reader) {
     // SAFETY: the caller's reader, or NULL.
@@ -160,7 +166,7 @@ pub unsafe extern "C" fn memslots_gpa_to_hva(
     hva: *mut u64,
     len_left: *mut u64,
 ) -> c_int {
-    answer(|| {
+    lookup(|| {
         // SAFETY: the caller's reader, or NULL.
         let section = unsafe { open_section(reader) }?;
         if hva.is_null() {
@@ -184,7 +190,7 @@ pub unsafe extern "C" fn memslots_gpa_to_hva(
 /// address space).
 #[no_mangle]
 pub unsafe extern "C" fn memslots_hva_to_gpa(reader: *mut Reader, as_id: u16, hva: u64, gpa: *mut u64) -> c_int {
-    answer(|| {
+    lookup(|| {
         // SAFETY: the caller's reader, or NULL.
         let section = unsafe { open_section(reader) }?;
         if gpa.is_null() {
@@ -256,7 +262,7 @@ pub unsafe extern "C" fn memslots_hva_cache_init(
     len: u64,
     access: u32,
 ) -> c_int {
-    answer(|| {
+    lookup(|| {
         // SAFETY: the caller's reader, or NULL.
         let section = unsafe { open_section(reader) }?;
         if cache.is_null() {
@@ -279,7 +285,7 @@ pub unsafe extern "C" fn memslots_hva_cache_get(
     reader: *mut Reader,
     hva: *mut u64,
 ) -> c_int {
-    answer(|| {
+    lookup(|| {
         // SAFETY: the caller's reader, or NULL.
         let section = unsafe { open_section(reader) }?;
         // SAFETY: the caller's cache, or NULL, used by no other thread now; any bits are an HvaCache.

@@ -74,11 +74,10 @@ pub unsafe extern "C" fn memslots_try_synchronize(table: *mut memslots) -> c_int
     answer(|| unsafe { given(table) }?.table.synchronize())
 }
 
-/// Writes where the table stands: as much as the caller's struct, of `size` bytes, has room for. Waits for other threads'
-/// updates; any thread.
+/// Writes where the table stands, as the last update left it: as much as the caller's struct, of `size` bytes, has room for.
+/// Does not wait for updates; any thread, in hooks too.
 ///
-/// Errors: -EINVAL (NULL, a size that has no room for the size), -EDEADLK (inside an update of this thread),
-/// -ENOTRECOVERABLE.
+/// Errors: -EINVAL (NULL, a size that has no room for the size).
 #[no_mangle]
 pub unsafe extern "C" fn memslots_get_stats(table: *mut memslots, stats: *mut memslots_stats, size: usize) -> c_int {
     answer(|| {
@@ -100,7 +99,7 @@ pub unsafe extern "C" fn memslots_get_stats(table: *mut memslots, stats: *mut me
             open_sections,
             oldest_section_lag,
             out_of_step,
-        } = table.table.stats()?;
+        } = table.table.stats();
         let now = memslots_stats {
             size: 0,
             publications,

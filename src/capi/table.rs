@@ -31,7 +31,7 @@ pub struct memslots_change {
 
 /// What a table tells its owner of an update. All are optional. They are called on the updating thread, under the update
 /// lock, in this order; in a transaction all of one kind, in the changes' order, then the next. A hook that updates the same
-/// table gets -EDEADLK; it may read. `ctx` is the configuration's.
+/// table gets -EDEADLK; it may read, and must end the sections that it opens. `ctx` is the configuration's.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct memslots_ops {
@@ -270,14 +270,16 @@ pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut 
 }
 
 /// Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and frees
-/// everything. NULL: nothing happens. No other thread may be inside an update, or begin one.
+/// everything. NULL, and from inside a hook of the table: nothing happens. No other thread may be inside an update, or begin
+/// one.
 ///
 /// Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a section,
 /// this waits for it to end. From inside a section of the calling thread everything, releases included, is put off until the
 /// last reader is freed, and readers find the slots until then.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_free(table: *mut memslots) {
-    if !table.is_null() {
+    // SAFETY: the caller's table, or NULL.
+    if unsafe { table.as_ref() }.is_some_and(|table| !table.txn.is_in_hook()) {
         // SAFETY: from memslots_new, and given up here.
         value((), || drop(unsafe { Box::from_raw(table) }));
     }

@@ -35,6 +35,11 @@ impl memslots_txn {
         }
     }
 
+    /// Whether this thread is inside an update that is not an open transaction: inside a hook.
+    pub(super) fn is_in_hook(&self) -> bool {
+        self.mine().is_ok_and(|open| open.try_borrow().map_or(true, |open| open.is_none()))
+    }
+
     fn with<T>(&self, step: impl FnOnce(&mut Transaction<'static>) -> Result<T>) -> Result<T> {
         let mut open = self.mine()?.try_borrow_mut().map_err(|_| Errno::EDEADLK)?;
         step(open.as_mut().ok_or(Errno::EINVAL)?)

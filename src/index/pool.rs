@@ -19,6 +19,9 @@ pub(crate) const LINE: usize = 64;
 /// The largest object, in lines: a root with every address space that a table can have.
 const MAX_LINES: usize = 80;
 
+/// What is left of a chunk is kept in pieces of this size: a large node's, so that they are asked for.
+const SHELF_LINES: usize = 22;
+
 const FIRST_CHUNK: usize = 4 << 10;
 const LARGEST_CHUNK: usize = 256 << 10;
 
@@ -83,7 +86,7 @@ impl Pool {
         if cfg!(memslots_no_pool) || self.room() >= bytes {
             return Ok(());
         }
-        let want = (bytes + LINE).max(self.held.clamp(FIRST_CHUNK, LARGEST_CHUNK)).next_multiple_of(LINE);
+        let want = (bytes + LINE).max((self.held / 4).clamp(FIRST_CHUNK, LARGEST_CHUNK)).next_multiple_of(LINE);
         // SAFETY: the size is not zero, and a multiple of the alignment that fits isize.
         let memory = unsafe { alloc(chunk_layout(want)) };
         if memory.is_null() {
@@ -166,7 +169,7 @@ impl Pool {
     /// Before a new chunk: what is left of the old one goes into the classes, so that none of it is lost.
     fn shelve_rest(&mut self) {
         while self.room() > 0 {
-            let lines = (self.room() / LINE).min(MAX_LINES);
+            let lines = (self.room() / LINE).min(SHELF_LINES);
             let memory = self.bump;
             // SAFETY: `lines` lines from `bump` lie before `end`, in our chunk, handed out to nobody.
             unsafe {

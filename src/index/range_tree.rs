@@ -464,30 +464,26 @@ unsafe fn balance(editor: &mut Editor, parent: &mut Node, index: usize) {
 
 // ---- walking ----
 
-/// A place in a tree, with the way to it. Walks one tree in order; knows how to pass by what does not reach a page.
+/// A place in a tree, with the way to it from the root. Walks one tree in order, and passes by what does not reach a page.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Cursor {
     nodes: [*const Node; MAX_LEVELS],
+    /// In each of them, the entry that is looked at next.
     indices: [u8; MAX_LEVELS],
     /// One past the tree's largest page.
     end: u64,
-    /// Of the node whose next entry is looked at; `levels` where the walk is over.
-    level: u8,
-    levels: u8,
+    /// Nodes on the way; 0 where the walk is over.
+    depth: u64,
 }
 
 impl Cursor {
     /// A walk over all of a tree, from its start.
+    #[inline(always)]
     pub(crate) fn new<const MULTI: bool>(tree: &RangeTree<MULTI>) -> Cursor {
-        let levels = tree.levels() as u8;
-        let (nodes, indices, end) = ([null(); MAX_LEVELS], [0; MAX_LEVELS], tree.end);
-        let mut cursor = Cursor { nodes, indices, end, level: levels, levels };
-        if levels > 0 {
-            cursor.level -= 1;
-            cursor.nodes[levels as usize - 1] = tree.root;
-        }
-        cursor
+        let mut nodes = [null(); MAX_LEVELS];
+        nodes[0] = tree.root;
+        Cursor { nodes, indices: [0; MAX_LEVELS], end: tree.end, depth: !tree.root.is_null() as u64 }
     }
 
     /// The next entry that reaches `page`, in order. The page is the same on every call of a walk.
@@ -499,27 +495,27 @@ impl Cursor {
             return None;
         }
         let page = Page::new(page);
-        while self.level < self.levels {
-            let level = self.level as usize;
-            // SAFETY: the walk is not over, so the level has a node, of the tree that is alive.
-            let node = unsafe { &*self.nodes[level] };
-            let index = match self.indices[level] {
+        while self.depth > 0 {
+            let at = self.depth as usize - 1;
+            // SAFETY: on the way from the root of a tree that is alive.
+            let node = unsafe { &*self.nodes[at] };
+            let index = match self.indices[at] {
                 // SAFETY: `page` is below the tree's end, and a node is only entered by an entry that reaches it: so
                 // does one of the node's own.
                 0 => Some(unsafe { node.first_reaching(page) }),
                 from => node.next_reaching(from as usize, page),
             };
             let Some(index) = index else {
-                self.level += 1;
+                self.depth -= 1;
                 continue;
             };
-            self.indices[level] = index as u8 + 1;
-            if level == 0 {
+            self.indices[at] = index as u8 + 1;
+            if node.is_leaf() {
                 return Some(node.entry(index));
             }
-            self.nodes[level - 1] = node.child(index).as_ptr();
-            self.indices[level - 1] = 0;
-            self.level -= 1;
+            self.nodes[at + 1] = node.child(index).as_ptr();
+            self.indices[at + 1] = 0;
+            self.depth += 1;
         }
         None
     }
