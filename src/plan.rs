@@ -239,6 +239,7 @@ impl Planner {
     fn clear(&mut self, index: usize) {
         let task = &self.tasks[index];
         match task.state {
+            _ if task.old.is_none() => {}
             // What takes a delete in any case takes it now: there is no circle through it then.
             State::Untouched if task.new.is_some() && task.in_one_call() => self.wait(index),
             State::Untouched | State::Waiting => self.remove(index),
