@@ -46,8 +46,7 @@ impl Builder {
     fn link_by_soname(&self) -> Result<()> {
         let link = self.out.join("libmemslots.so.0");
         let _ = std::fs::remove_file(&link);
-        std::os::unix::fs::symlink(self.library(), &link)
-            .with_context(|| format!("cannot link {}", link.display()))
+        std::os::unix::fs::symlink(self.library(), &link).with_context(|| format!("cannot link {}", link.display()))
     }
 
     pub fn memslots(&self, sync: bool) -> Result<Loaded> {
@@ -131,16 +130,15 @@ fn library_dir(exe: &Path) -> Result<PathBuf> {
 /// Loaded objects stay: peers and their threads outlive any scope here.
 fn load(object: &Path) -> Result<&'static Library> {
     // SAFETY: our own object; it has no initialisers.
-    let library = unsafe { Library::new(object) }
-        .with_context(|| format!("cannot load {}", object.display()))?;
+    let library = unsafe { Library::new(object) }.with_context(|| format!("cannot load {}", object.display()))?;
     Ok(Box::leak(Box::new(library)))
 }
 
 fn load_peer(object: &Path) -> Result<Loaded> {
     let library = load(object)?;
     // SAFETY: loops.h exports it with this type, and the library is never unloaded.
-    let vtable = unsafe { library.get::<*const Vtable>(b"bench_peer\0")?.as_ref() }
-        .context("an exported bench_peer")?;
+    let vtable =
+        unsafe { library.get::<*const Vtable>(b"bench_peer\0")?.as_ref() }.context("an exported bench_peer")?;
     Ok(Loaded { peer: Peer::new(vtable), library })
 }
 

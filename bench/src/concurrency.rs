@@ -85,13 +85,7 @@ fn table_of(peer: &Peer, layout: &Layout) -> Result<Table> {
 }
 
 /// One stretch of time: `threads` readers, and perhaps a writer that never stops.
-fn beat(
-    table: &Table,
-    queries: &[u64],
-    threads: usize,
-    moves: Option<&[Change]>,
-    duration: Duration,
-) -> Result<Beat> {
+fn beat(table: &Table, queries: &[u64], threads: usize, moves: Option<&[Change]>, duration: Duration) -> Result<Beat> {
     let stop = AtomicI32::new(0);
     let done = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -118,12 +112,7 @@ fn beat(
 }
 
 /// Moves slots about, `at_once` to a transaction, until told to stop: how many, in what time.
-fn write_until(
-    table: &Table,
-    moves: &[Change],
-    at_once: usize,
-    stop: &AtomicI32,
-) -> Result<(u64, Duration)> {
+fn write_until(table: &Table, moves: &[Change], at_once: usize, stop: &AtomicI32) -> Result<(u64, Duration)> {
     let begin = Instant::now();
     let mut changes = 0;
     for chunk in moves.chunks(at_once).cycle() {
@@ -203,8 +192,7 @@ fn latency_of(peer: &Peer, layout: &Layout, writer: bool, settings: Settings) ->
         p99: at(0.99),
         p999: at(0.999),
         lookups: histogram.iter().sum(),
-        changes_per_second: written
-            .map_or(0.0, |(changes, elapsed)| changes as f64 / elapsed.as_secs_f64()),
+        changes_per_second: written.map_or(0.0, |(changes, elapsed)| changes as f64 / elapsed.as_secs_f64()),
     })
 }
 
@@ -219,11 +207,7 @@ fn there_and_back(layout: &Layout) -> Vec<Change> {
         flags: 0,
     });
     let there: Vec<Change> = there.collect();
-    let back = there.iter().map(|change| Change {
-        old_gfn: change.new_gfn,
-        new_gfn: change.old_gfn,
-        ..*change
-    });
+    let back = there.iter().map(|change| Change { old_gfn: change.new_gfn, new_gfn: change.old_gfn, ..*change });
     let back: Vec<Change> = back.collect();
     [there, back].concat()
 }
@@ -265,11 +249,7 @@ impl Doors<'_> {
 
     /// Runs `work` while another thread sleeps in a read section of the table; the thread leaves
     /// when `work` calls what it is given.
-    fn beside_a_sleeper<T>(
-        &self,
-        table: &Table,
-        work: impl FnOnce(&dyn Fn()) -> Result<T>,
-    ) -> Result<T> {
+    fn beside_a_sleeper<T>(&self, table: &Table, work: impl FnOnce(&dyn Fn()) -> Result<T>) -> Result<T> {
         let (asleep, is_asleep) = mpsc::channel();
         let (wake, woken) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
@@ -345,12 +325,7 @@ fn garbage(peer: Peer, library: &Library) -> Result<Garbage> {
 }
 
 /// `library`: the object of libmemslots' own peer.
-pub fn measure(
-    peers: &[Peer],
-    library: &Library,
-    settings: Settings,
-    progress: &dyn Fn(&str),
-) -> Result<Concurrency> {
+pub fn measure(peers: &[Peer], library: &Library, settings: Settings, progress: &dyn Fn(&str)) -> Result<Concurrency> {
     let peers: Vec<Peer> = peers.iter().copied().filter(|peer| peer.concurrent).collect();
     let throughput = throughput(&peers, settings, progress)?;
     let layout = Layout::new(Shape::Holes, LATENCY_SLOTS);

@@ -118,8 +118,7 @@ impl Work {
             Ok(Some(vm))
         };
         // SAFETY: as above.
-        let delete_all =
-            unsafe { memslots.library.get::<DeleteAll>(b"bench_memslots_delete_all\0")? };
+        let delete_all = unsafe { memslots.library.get::<DeleteAll>(b"bench_memslots_delete_all\0")? };
         let slots = &self.layout.slots;
         let (moves, flags) = (&self.moves, &self.flags);
 
@@ -141,9 +140,7 @@ impl Work {
         });
         let gone = &self.layout.shuffled;
         // SAFETY: the table is alive, the slots are what it reads.
-        let deleted = time(|| {
-            accepted("deletes", unsafe { delete_all(table.raw(), gone.as_ptr(), gone.len()) })
-        });
+        let deleted = time(|| accepted("deletes", unsafe { delete_all(table.raw(), gone.as_ptr(), gone.len()) }));
         Ok(vec![
             ("create", create / self.n()),
             ("move", one_move / moves.len() as f64),

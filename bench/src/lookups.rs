@@ -123,15 +123,9 @@ pub struct Settings<'a> {
     pub wanted: &'a dyn Fn(&str) -> bool,
 }
 
-pub fn measure(
-    peers: &[Peer],
-    layout: &Layout,
-    settings: &Settings<'_>,
-    results: &mut Results,
-) -> Result<()> {
+pub fn measure(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results: &mut Results) -> Result<()> {
     let fits = |row: &&Row| row.only.is_none_or(|shape| shape == layout.shape);
-    let rows: Vec<&Row> =
-        ROWS.iter().filter(|row| (settings.wanted)(row.name)).filter(fits).collect();
+    let rows: Vec<&Row> = ROWS.iter().filter(|row| (settings.wanted)(row.name)).filter(fits).collect();
     if rows.is_empty() {
         return Ok(());
     }
@@ -166,11 +160,7 @@ pub fn measure(
 
 /// 64 vCPUs, each in a slot of its own, taking turns: what a last-used slot for each of them does,
 /// and what one for all (dirty_log_perf_test's second pass, before and after).
-pub fn measure_many_readers(
-    peers: &[Peer],
-    settings: &Settings<'_>,
-    results: &mut Results,
-) -> Result<()> {
+pub fn measure_many_readers(peers: &[Peer], settings: &Settings<'_>, results: &mut Results) -> Result<()> {
     const READERS: usize = 64;
     let rows = [("64 readers, own last-used slot", true), ("64 readers, one for all", false)];
     let rows = rows.into_iter().filter(|(name, _)| (settings.wanted)(name));

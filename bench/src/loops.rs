@@ -54,8 +54,7 @@ impl<'a> Run<'a> {
         unsafe {
             Self {
                 queries: std::slice::from_raw_parts(queries, n),
-                answers: (!answers.is_null())
-                    .then(|| std::slice::from_raw_parts_mut(answers, n)),
+                answers: (!answers.is_null()).then(|| std::slice::from_raw_parts_mut(answers, n)),
             }
         }
     }
@@ -179,43 +178,30 @@ impl<S: Structure> Loops<S> {
 
     unsafe extern "C" fn move_slots(raw: *mut c_void, changes: *const Change, n: usize) -> c_int {
         // SAFETY: bench.h.
-        let (table, changes) =
-            unsafe { (table::<S>(raw), std::slice::from_raw_parts(changes, n)) };
+        let (table, changes) = unsafe { (table::<S>(raw), std::slice::from_raw_parts(changes, n)) };
         status(changes.iter().try_for_each(|change| table.move_slot(change)))
     }
 
     unsafe extern "C" fn move_all(raw: *mut c_void, changes: *const Change, n: usize) -> c_int {
         // SAFETY: bench.h.
-        let (table, changes) =
-            unsafe { (table::<S>(raw), std::slice::from_raw_parts(changes, n)) };
+        let (table, changes) = unsafe { (table::<S>(raw), std::slice::from_raw_parts(changes, n)) };
         status(table.move_all(changes))
     }
 
     unsafe extern "C" fn set_flags(raw: *mut c_void, changes: *const Change, n: usize) -> c_int {
         // SAFETY: bench.h.
-        let (table, changes) =
-            unsafe { (table::<S>(raw), std::slice::from_raw_parts(changes, n)) };
+        let (table, changes) = unsafe { (table::<S>(raw), std::slice::from_raw_parts(changes, n)) };
         status(changes.iter().try_for_each(|change| table.set_flags(change)))
     }
 
-    unsafe extern "C" fn gfn(
-        raw: *mut c_void,
-        queries: *const u64,
-        n: usize,
-        answers: *mut u64,
-    ) -> u64 {
+    unsafe extern "C" fn gfn(raw: *mut c_void, queries: *const u64, n: usize, answers: *mut u64) -> u64 {
         // SAFETY: bench.h.
         let (table, run) = unsafe { (table::<S>(raw), Run::new(queries, n, answers)) };
         let section = table.section();
         run.hits(|gfn| S::find_gfn(&section, gfn), S::found_gfn)
     }
 
-    unsafe extern "C" fn gfn_dependent(
-        raw: *mut c_void,
-        queries: *const u64,
-        n: usize,
-        answers: *mut u64,
-    ) -> u64 {
+    unsafe extern "C" fn gfn_dependent(raw: *mut c_void, queries: *const u64, n: usize, answers: *mut u64) -> u64 {
         // SAFETY: bench.h.
         let (table, run) = unsafe { (table::<S>(raw), Run::new(queries, n, answers)) };
         let section = table.section();
@@ -229,12 +215,7 @@ impl<S: Structure> Loops<S> {
         run.hits(find, S::found_gfn)
     }
 
-    unsafe extern "C" fn gfn_section(
-        raw: *mut c_void,
-        queries: *const u64,
-        n: usize,
-        answers: *mut u64,
-    ) -> u64 {
+    unsafe extern "C" fn gfn_section(raw: *mut c_void, queries: *const u64, n: usize, answers: *mut u64) -> u64 {
         // SAFETY: bench.h.
         let (table, run) = unsafe { (table::<S>(raw), Run::new(queries, n, answers)) };
         let wanted = run.answers.is_some();
@@ -246,24 +227,14 @@ impl<S: Structure> Loops<S> {
         run.hits(find, |gfn| gfn)
     }
 
-    unsafe extern "C" fn gfn_hva(
-        raw: *mut c_void,
-        queries: *const u64,
-        n: usize,
-        answers: *mut u64,
-    ) -> u64 {
+    unsafe extern "C" fn gfn_hva(raw: *mut c_void, queries: *const u64, n: usize, answers: *mut u64) -> u64 {
         // SAFETY: bench.h.
         let (table, run) = unsafe { (table::<S>(raw), Run::new(queries, n, answers)) };
         let section = table.section();
         run.sum(|gfn| S::gfn_to_hva(&section, gfn).unwrap_or(NO_ANSWER))
     }
 
-    unsafe extern "C" fn hva_gfn(
-        raw: *mut c_void,
-        queries: *const u64,
-        n: usize,
-        answers: *mut u64,
-    ) -> u64 {
+    unsafe extern "C" fn hva_gfn(raw: *mut c_void, queries: *const u64, n: usize, answers: *mut u64) -> u64 {
         // SAFETY: bench.h.
         let (table, run) = unsafe { (table::<S>(raw), Run::new(queries, n, answers)) };
         let section = table.section();
@@ -282,12 +253,7 @@ impl<S: Structure> Loops<S> {
         run.sum(|hva| S::hva_range(&section, hva, hva + LENGTH_MINUS_1))
     }
 
-    unsafe extern "C" fn id(
-        raw: *mut c_void,
-        queries: *const u64,
-        n: usize,
-        answers: *mut u64,
-    ) -> u64 {
+    unsafe extern "C" fn id(raw: *mut c_void, queries: *const u64, n: usize, answers: *mut u64) -> u64 {
         // SAFETY: bench.h.
         let (table, run) = unsafe { (table::<S>(raw), Run::new(queries, n, answers)) };
         let section = table.section();
@@ -302,9 +268,8 @@ impl<S: Structure> Loops<S> {
         _own: c_int,
     ) -> u64 {
         // SAFETY: bench.h; all readers are one table, which has no last-used slot.
-        let (readers, queries) = unsafe {
-            (std::slice::from_raw_parts(readers, nr), std::slice::from_raw_parts(queries, n))
-        };
+        let (readers, queries) =
+            unsafe { (std::slice::from_raw_parts(readers, nr), std::slice::from_raw_parts(queries, n)) };
         // SAFETY: as above.
         let section = unsafe { table::<S>(readers[0]) }.section();
         let found = |&&gfn: &&u64| black_box(S::find_gfn(&section, gfn)).is_some();

@@ -171,8 +171,7 @@ fn run(options: &Options) -> Result<Results> {
         for shape in [Shape::Holes, Shape::Adjacent] {
             let layout = Layout::new(shape, n);
             progress.say(&format!("{n} slots, {}: lookups", shape.name()));
-            let settings =
-                lookups::Settings { rounds, slice_ns: slice_ms * 1e6, wanted: &wanted };
+            let settings = lookups::Settings { rounds, slice_ns: slice_ms * 1e6, wanted: &wanted };
             lookups::measure(&field.for_lookups(), &layout, &settings, &mut results)?;
             progress.say(&format!("{n} slots, {}: updates", shape.name()));
             let rounds = if n > 1_000 { rounds.min(7) } else { rounds };
@@ -184,16 +183,8 @@ fn run(options: &Options) -> Result<Results> {
     lookups::measure_many_readers(&field.for_lookups(), &settings, &mut results)?;
     if wanted("concurrency") {
         let settings = match options.quick {
-            true => concurrency::Settings {
-                rounds: 1,
-                duration: Duration::from_millis(50),
-                max_threads: 2,
-            },
-            false => concurrency::Settings {
-                rounds: 3,
-                duration: Duration::from_millis(300),
-                max_threads: 8,
-            },
+            true => concurrency::Settings { rounds: 1, duration: Duration::from_millis(50), max_threads: 2 },
+            false => concurrency::Settings { rounds: 3, duration: Duration::from_millis(300), max_threads: 8 },
         };
         let say = |what: &str| progress.say(what);
         let peers = field.for_lookups();
@@ -229,8 +220,7 @@ fn once(options: &Options, row: &str) -> Result<()> {
 }
 
 fn load(path: &Path) -> Result<Results> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no result", path.display()))
 }
 

@@ -66,12 +66,9 @@ pub struct Vtable {
     pub set_flags: Option<Updates<Change>>,
     pub quiesce: unsafe extern "C" fn(*mut c_void),
     pub query: [Option<Lookups>; NR_QUERIES],
-    pub many_readers:
-        unsafe extern "C" fn(*const *mut c_void, usize, *const u64, usize, c_int) -> u64,
-    pub read_until:
-        unsafe extern "C" fn(*mut c_void, *const u64, usize, usize, *const c_int) -> u64,
-    pub sample_until:
-        unsafe extern "C" fn(*mut c_void, *const u64, usize, *mut u64, *const c_int),
+    pub many_readers: unsafe extern "C" fn(*const *mut c_void, usize, *const u64, usize, c_int) -> u64,
+    pub read_until: unsafe extern "C" fn(*mut c_void, *const u64, usize, usize, *const c_int) -> u64,
+    pub sample_until: unsafe extern "C" fn(*mut c_void, *const u64, usize, *mut u64, *const c_int),
 }
 
 // SAFETY: a vtable is constant data: functions and a string literal.

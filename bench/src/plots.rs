@@ -112,11 +112,8 @@ fn row_plot<B: DrawingBackend>(results: &Results, row: &str, area: &Area<B>) -> 
             .draw(),
     )?;
     for (peer, colour) in COLOURS {
-        let line: Vec<(f64, f64)> = cells
-            .iter()
-            .filter(|cell| cell.peer == *peer)
-            .map(|cell| (cell.n as f64, cell.summary.median))
-            .collect();
+        let line: Vec<(f64, f64)> =
+            cells.iter().filter(|cell| cell.peer == *peer).map(|cell| (cell.n as f64, cell.summary.median)).collect();
         if line.is_empty() {
             continue;
         }

@@ -197,10 +197,7 @@ fn busy_promises(concurrency: &Concurrency) {
 
 pub fn kvm(cells: &[KvmCell]) {
     println!("\non a real VM: microseconds a change; share: the table's own part, promised under 5%");
-    println!(
-        "{:>26} {:>7} {:>9} {:>9} {:>9} {:>7}",
-        "row", "n", "raw ioctl", "attached", "no VM", "share"
-    );
+    println!("{:>26} {:>7} {:>9} {:>9} {:>9} {:>7}", "row", "n", "raw ioctl", "attached", "no VM", "share");
     for cell in cells {
         println!(
             "{:>26} {:>7} {:>9} {:>9} {:>9} {:>7} {}",
@@ -222,9 +219,7 @@ pub fn compare(old: &Results, new: &Results) -> usize {
     let mut compared = 0;
     println!("\ncompared with the run of {} on {}:", old.machine.date, old.machine.cpu);
     for cell in new.cells.iter().filter(|cell| cell.peer == OURS) {
-        let find = |results: &Results, peer| {
-            results.find(&cell.row, cell.layout, cell.n, peer).cloned()
-        };
+        let find = |results: &Results, peer| results.find(&cell.row, cell.layout, cell.n, peer).cloned();
         let Some(before) = find(old, OURS) else { continue };
         let change = match (find(old, LINUX), find(new, LINUX)) {
             (Some(before), Some(now)) => before.ratio / now.ratio,

@@ -57,9 +57,7 @@ pub struct Results {
 
 impl Results {
     pub fn find(&self, row: &str, layout: Shape, n: usize, peer: &str) -> Option<&Cell> {
-        self.cells.iter().find(|cell| {
-            cell.row == row && cell.layout == layout && cell.n == n && cell.peer == peer
-        })
+        self.cells.iter().find(|cell| cell.row == row && cell.layout == layout && cell.n == n && cell.peer == peer)
     }
 
     pub fn add(&mut self, row: &str, layout: Shape, n: usize, outcomes: Vec<Outcome>) {

@@ -11,8 +11,8 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 use vm_memory::atomic::GuestMemoryLoadGuard;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Address, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
-    GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Address, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap,
 };
 
 /// `GuestMemoryMmap` (a sorted vector) behind `GuestMemoryAtomic`. It has neither ids nor flags,
@@ -35,10 +35,7 @@ fn region(slot: &Slot) -> Option<GuestRegionMmap<()>> {
     GuestRegionMmap::new(mapping, address(slot.gfn))
 }
 
-fn moved(
-    map: &GuestMemoryMmap<()>,
-    change: &Change,
-) -> Option<GuestMemoryMmap<()>> {
+fn moved(map: &GuestMemoryMmap<()>, change: &Change) -> Option<GuestMemoryMmap<()>> {
     let size = change.npages << PAGE_SHIFT;
     let (without, region) = map.remove_region(address(change.old_gfn), size).ok()?;
     let region = GuestRegionMmap::with_arc(region.get_mmap(), address(change.new_gfn))?;

@@ -100,12 +100,7 @@ fn check_cycle(site: &Site, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-fn create_and_delete(
-    peers: &[Peer],
-    layout: &Layout,
-    settings: &Settings<'_>,
-    results: &mut Results,
-) -> Result<()> {
+fn create_and_delete(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results: &mut Results) -> Result<()> {
     let rows = [
         ("create one by one", Part::Create, true),
         ("create one by one, no reader", Part::Create, false),
@@ -116,8 +111,7 @@ fn create_and_delete(
         if !(settings.wanted)(name) {
             continue;
         }
-        let sites: Vec<Site> =
-            peers.iter().map(|peer| Site::new(peer, layout)).collect::<Result<_>>()?;
+        let sites: Vec<Site> = peers.iter().map(|peer| Site::new(peer, layout)).collect::<Result<_>>()?;
         let mut readers = Vec::new();
         let mut contenders = Vec::new();
         for site in &sites {
@@ -145,18 +139,11 @@ fn create_all_afresh(site: &Site, layout: &Layout) -> (f64, usize) {
 }
 
 /// Moves and flags changes on standing tables with a registered reader.
-fn changes(
-    peers: &[Peer],
-    layout: &Layout,
-    settings: &Settings<'_>,
-    results: &mut Results,
-) -> Result<()> {
+fn changes(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results: &mut Results) -> Result<()> {
     type Apply = fn(&Table, &[Change]) -> Result<(), crate::peer::Refused>;
     type Sequence = fn(&Layout, usize, usize) -> (Vec<Change>, usize);
-    let rows: [(&str, Sequence, Apply); 2] = [
-        ("move", Layout::moves, Table::move_slots),
-        ("flags only", Layout::flag_changes, Table::set_flags),
-    ];
+    let rows: [(&str, Sequence, Apply); 2] =
+        [("move", Layout::moves, Table::move_slots), ("flags only", Layout::flag_changes, Table::set_flags)];
     let rows = rows.iter().filter(|(name, _, _)| (settings.wanted)(name));
     for (name, sequence, apply) in rows {
         let has = |peer: &&Peer| *name != "flags only" || peer.has_flags();
@@ -188,15 +175,9 @@ fn changes(
 }
 
 /// The 2021 series' own rows that change something, on the layout of its test.
-fn series(
-    peers: &[Peer],
-    layout: &Layout,
-    settings: &Settings<'_>,
-    results: &mut Results,
-) -> Result<()> {
+fn series(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results: &mut Results) -> Result<()> {
     if (settings.wanted)("Slot setup") {
-        let sites: Vec<Site> =
-            peers.iter().map(|peer| Site::new(peer, layout)).collect::<Result<_>>()?;
+        let sites: Vec<Site> = peers.iter().map(|peer| Site::new(peer, layout)).collect::<Result<_>>()?;
         let mut contenders = Vec::new();
         for site in &sites {
             let run = Box::new(|| match site.sampled {
@@ -314,12 +295,7 @@ fn allocated() -> usize {
     info.uordblks + info.hblkhd
 }
 
-pub fn measure(
-    peers: &[Peer],
-    layout: &Layout,
-    settings: &Settings<'_>,
-    results: &mut Results,
-) -> Result<()> {
+pub fn measure(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results: &mut Results) -> Result<()> {
     if layout.shape == Shape::Adjacent {
         return series(peers, layout, settings, results);
     }

@@ -160,12 +160,12 @@ impl Layout {
     pub fn expected(&self, query: Query, asked: u64) -> u64 {
         match query {
             Query::Id => self.slots.get(asked as usize).map_or(NO_ANSWER, |slot| slot.gfn),
-            Query::GfnHva => self.slot_at(asked).map_or(NO_ANSWER, |slot| {
-                slot.hva + ((asked - slot.gfn) << PAGE_SHIFT)
-            }),
-            Query::HvaGfn => self.slot_at_hva(asked).map_or(NO_ANSWER, |slot| {
-                slot.gfn + ((asked - slot.hva) >> PAGE_SHIFT)
-            }),
+            Query::GfnHva => {
+                self.slot_at(asked).map_or(NO_ANSWER, |slot| slot.hva + ((asked - slot.gfn) << PAGE_SHIFT))
+            }
+            Query::HvaGfn => {
+                self.slot_at_hva(asked).map_or(NO_ANSWER, |slot| slot.gfn + ((asked - slot.hva) >> PAGE_SHIFT))
+            }
             Query::Hva4K => self.sum_of_range(asked, asked + 0xfff),
             Query::Hva2M => self.sum_of_range(asked, asked + 0x1f_ffff),
             _ => self.slot_at(asked).map_or(NO_ANSWER, |slot| slot.gfn),
@@ -218,12 +218,7 @@ impl Layout {
         })
     }
 
-    fn cycles(
-        &self,
-        slots: usize,
-        count: usize,
-        there: impl Fn(&Slot) -> Change,
-    ) -> (Vec<Change>, usize) {
+    fn cycles(&self, slots: usize, count: usize, there: impl Fn(&Slot) -> Change) -> (Vec<Change>, usize) {
         let mut rng = Rng::with_seed(SEED ^ 0x1234);
         let per_cycle = self.n().min(slots);
         let mut changes = Vec::new();
