@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define PAGE_SHIFT 12
-#define NO_ANSWER UINT64_MAX
+#define NO_ANSWER  UINT64_MAX
 
 struct bench_slot {
     uint64_t gfn, npages, hva;

@@ -25,7 +25,7 @@ typedef struct slot {
 struct slots {
     uint64_t generation;
     uint32_t count;
-    uint32_t last_used;  // an index, checked before it is believed
+    uint32_t last_used;    // an index, checked before it is believed
     uint16_t *id_to_index; // stands behind the slots: one allocation, one copy
     slot_t slots[];
 };

@@ -19,8 +19,8 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-#define table    memslots
-#define reader   memslots_reader
+#define table  memslots
+#define reader memslots_reader
 typedef struct memslot slot_t;
 
 static struct memslots *table_with(uint32_t max_slots, size_t max_garbage)
@@ -122,8 +122,8 @@ static int move_all(struct memslots *memslots, const struct bench_change *change
     if (error)
         return error;
     for (size_t i = 0; i < n && !error; i++)
-        error = memslots_txn_move(txn, 0, (uint16_t)changes[i].id,
-                                  changes[i].new_gfn << PAGE_SHIFT);
+        error =
+            memslots_txn_move(txn, 0, (uint16_t)changes[i].id, changes[i].new_gfn << PAGE_SHIFT);
     if (!error)
         return memslots_txn_commit(txn);
     memslots_txn_abort(txn);

@@ -18,18 +18,21 @@ enum { MEASURE_COMMIT, MEASURE_LOG_START, MEASURE_SYNC, MEASURE_CLEAR, MEASURE_K
 static struct {
     uint64_t sum[MEASURE_KINDS];
     uint64_t calls[MEASURE_KINDS];
-    uint64_t pass[MEASURE_PASSES];      /* the sum of MEASURE_SYNC for each pass over all sections */
+    uint64_t pass[MEASURE_PASSES]; /* the sum of MEASURE_SYNC for each pass over all sections */
     unsigned passes;
     hwaddr last_section;
     uint64_t window, windows, longest_window, sum_window;
     uint64_t start;
     int64_t start_ns;
-    uint8_t *ram, *ram_end;             /* where the slots' memory is */
+    uint8_t *ram, *ram_end; /* where the slots' memory is */
 } measure;
 
-static __thread uint64_t measure_not;   /* time that is no bookkeeping, on this thread so far */
+static __thread uint64_t measure_not; /* time that is no bookkeeping, on this thread so far */
 
-typedef struct { uint64_t start, not_before; int kind; } Measured;
+typedef struct {
+    uint64_t start, not_before;
+    int kind;
+} Measured;
 
 static void measured_end(Measured *m)
 {
@@ -47,9 +50,10 @@ static void not_measured_end(uint64_t *start)
     measure_not += __rdtsc() - *start;
 }
 
-#define MEASURED(k) \
-    __attribute__((cleanup(measured_end), unused)) Measured measured_ = { __rdtsc(), measure_not, MEASURE_##k }
-#define NOT_MEASURED() \
+#define MEASURED(k)                                                                                \
+    __attribute__((cleanup(measured_end), unused))                                                 \
+    Measured measured_ = {__rdtsc(), measure_not, MEASURE_##k}
+#define NOT_MEASURED()                                                                             \
     __attribute__((cleanup(not_measured_end), unused)) uint64_t not_measured_ = __rdtsc()
 
 /* A section with a lower address than the last one: the next pass has begun. */
@@ -105,7 +109,7 @@ static double measure_host_lookup(double ns_per_tick)
 
 static void measure_report(void)
 {
-    static const char *const kinds[] = { "commit", "log_start", "sync", "clear" };
+    static const char *const kinds[] = {"commit", "log_start", "sync", "clear"};
     double ns_per_tick = (double)(get_clock() - measure.start_ns) / (__rdtsc() - measure.start);
     FILE *out = fopen(getenv("MEMSLOTS_MEASURE"), "w");
     unsigned i;
@@ -115,16 +119,18 @@ static void measure_report(void)
     }
     fprintf(out, "{");
     for (i = 0; i < MEASURE_KINDS; i++) {
-        fprintf(out, "\"%s_ns\": %.0f, \"%s_calls\": %" PRIu64 ", ", kinds[i], measure.sum[i] * ns_per_tick, kinds[i],
-                measure.calls[i]);
+        fprintf(out, "\"%s_ns\": %.0f, \"%s_calls\": %" PRIu64 ", ", kinds[i],
+                measure.sum[i] * ns_per_tick, kinds[i], measure.calls[i]);
     }
     fprintf(out, "\"sync_pass_ns\": [");
     for (i = 0; i < measure.passes; i++) {
         fprintf(out, "%s%.0f", i ? ", " : "", measure.pass[i] * ns_per_tick);
     }
-    fprintf(out, "], \"windows\": %" PRIu64 ", \"longest_window_ns\": %.0f, \"sum_window_ns\": %.0f, "
-            "\"host_lookup_ns\": %.1f}\n", measure.windows, measure.longest_window * ns_per_tick,
-            measure.sum_window * ns_per_tick, measure_host_lookup(ns_per_tick));
+    fprintf(out,
+            "], \"windows\": %" PRIu64 ", \"longest_window_ns\": %.0f, \"sum_window_ns\": %.0f, "
+            "\"host_lookup_ns\": %.1f}\n",
+            measure.windows, measure.longest_window * ns_per_tick, measure.sum_window * ns_per_tick,
+            measure_host_lookup(ns_per_tick));
     fclose(out);
 }
 

@@ -17,10 +17,12 @@ static int wrong(const char *what)
     return which && strcmp(which, what) == 0;
 }
 
-const struct memslot *memslots_find_gfn(struct memslots_reader *reader, uint16_t as_id, uint64_t gfn)
+const struct memslot *memslots_find_gfn(struct memslots_reader *reader, uint16_t as_id,
+                                        uint64_t gfn)
 {
     const struct memslot *(*real)(struct memslots_reader *, uint16_t, uint64_t) =
-        (const struct memslot *(*)(struct memslots_reader *, uint16_t, uint64_t))dlsym(RTLD_NEXT, "memslots_find_gfn");
+        (const struct memslot *(*)(struct memslots_reader *, uint16_t, uint64_t))dlsym(
+            RTLD_NEXT, "memslots_find_gfn");
     const struct memslot *slot = real(reader, as_id, gfn);
 
     return slot && slot->id == 3 && wrong("gfn") ? NULL : slot;
@@ -35,10 +37,12 @@ const struct memslot *memslots_iter_next(struct memslots_iter *iter)
     return slot && slot->id == 3 && wrong("range") ? real(iter) : slot;
 }
 
-int memslots_txn_create(struct memslots_txn *txn, const struct memslots_region *region, void *opaque)
+int memslots_txn_create(struct memslots_txn *txn, const struct memslots_region *region,
+                        void *opaque)
 {
     int (*real)(struct memslots_txn *, const struct memslots_region *, void *) =
-        (int (*)(struct memslots_txn *, const struct memslots_region *, void *))dlsym(RTLD_NEXT, "memslots_txn_create");
+        (int (*)(struct memslots_txn *, const struct memslots_region *, void *))dlsym(
+            RTLD_NEXT, "memslots_txn_create");
     struct memslots_region moved = *region;
     static int created;
 

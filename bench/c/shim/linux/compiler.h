@@ -8,10 +8,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define READ_ONCE(x)        (*(const volatile __typeof__(x) *)&(x))
+#define READ_ONCE(x)         (*(const volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, value) (*(volatile __typeof__(x) *)&(x) = (value))
-#define unlikely(x)         __builtin_expect(!!(x), 0)
-#define likely(x)           __builtin_expect(!!(x), 1)
+#define unlikely(x)          __builtin_expect(!!(x), 0)
+#define likely(x)            __builtin_expect(!!(x), 1)
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 #endif

@@ -3,6 +3,6 @@
 #define SHIM_LINUX_CONTAINER_OF_H
 #include <stddef.h>
 #ifndef container_of
-#define container_of(pointer, type, member) ((type *)((char *)(pointer) - offsetof(type, member)))
+#define container_of(pointer, type, member) ((type *)((char *)(pointer)-offsetof(type, member)))
 #endif
 #endif
