@@ -230,6 +230,7 @@ errnos!(
     EDEADLK,
     ENOTRECOVERABLE,
     ENXIO,
+    EPIPE,
 );
 
 impl Errno {

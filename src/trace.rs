@@ -81,8 +81,9 @@ impl Trace {
     }
 }
 
-/// Writes to a file descriptor that is not ours.
+/// Writes to a file descriptor that is not ours. A pipe that nobody reads is an error like any other: no signal.
 pub(crate) fn write_all(fd: RawFd, mut bytes: &[u8]) -> Result<()> {
+    let _blocked = SigpipeBlocked::new();
     while !bytes.is_empty() {
         // SAFETY: a buffer with its size.
         let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
@@ -94,4 +95,58 @@ pub(crate) fn write_all(fd: RawFd, mut bytes: &[u8]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Keeps SIGPIPE from this thread, and takes one that came meanwhile.
+struct SigpipeBlocked {
+    before: libc::sigset_t,
+    only: libc::sigset_t,
+    /// One was pending already: it is not ours to take.
+    pending: bool,
+}
+
+impl SigpipeBlocked {
+    fn new() -> Self {
+        // SAFETY: sets are plain data, filled in by the calls, which change this thread's mask and nothing else.
+        unsafe {
+            let (mut only, mut before, mut pending) = std::mem::zeroed();
+            libc::sigemptyset(&mut only);
+            libc::sigaddset(&mut only, libc::SIGPIPE);
+            libc::sigpending(&mut pending);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &only, &mut before);
+            SigpipeBlocked { before, only, pending: libc::sigismember(&pending, libc::SIGPIPE) == 1 }
+        }
+    }
+}
+
+impl Drop for SigpipeBlocked {
+    fn drop(&mut self) {
+        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: as above; without one that waits, sigtimedwait() returns at once.
+        unsafe {
+            if !self.pending {
+                libc::sigtimedwait(&self.only, std::ptr::null_mut(), &at_once);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_an_errno() {
+        let mut ends = [0; 2];
+        // SAFETY: room for two; SIGPIPE ends the process, as it does unless one says otherwise (Rust's runtime does).
+        unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            libc::close(ends[0]);
+            let before = libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            assert_eq!(write_all(ends[1], b"line\n"), Err(Errno::EPIPE));
+            libc::signal(libc::SIGPIPE, before);
+            libc::close(ends[1]);
+        }
+    }
 }
