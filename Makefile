@@ -77,7 +77,7 @@ check-c: ## C tests only, plain and under valgrind
 	scripts/check-readme $(CURDIR)/$(TARGET)/stage
 
 check-oracle: ## The library against a naive model and a real VM
-	$(CARGO) test --locked --release -p memslots-oracle
+	$(CARGO) test --locked -p memslots-oracle
 
 sanitize: ## Rust tests with the address sanitizer, every object its own allocation
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=address --cfg memslots_no_pool' $(CARGO) test --locked \

@@ -19,9 +19,10 @@ pub struct memslots_plan_step {
     pub gap: u32,
 }
 
-/// The calls that lead from one table to another, each a list of regions in any order: the fewest that the kernel accepts
-/// one after the other, but for one call more for each circle of slots that exchange places (it needs a delete). `*nr_steps`
-/// is their number.
+/// The calls that lead from one table to another, each a list of regions in any order, such that the kernel accepts them one
+/// after the other. One call a slot that differs, two where its size or hva do; and one more for a circle of slots that
+/// exchange places, which needs a delete (circles that share slots may take one more than the least). `*nr_steps` is their
+/// number.
 ///
 /// Pure; does not block; any thread. Errors: -EINVAL (NULL; a list in which an id or a frame comes twice, or a size is 0),
 /// -ERANGE (there are more than `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
