@@ -89,13 +89,16 @@ run: lib ## The example: a small VMM over hundreds of slots (needs /dev/kvm; sim
 		MEMSLOTS_CFLAGS=-I$(CURDIR)/include \
 		MEMSLOTS_LIBS='-L$(CURDIR)/$(TARGET)/release -lmemslots -Wl,-rpath,$(CURDIR)/$(TARGET)/release' run
 
+# Where the benchmarks leave results.json and the plots.
 BENCH_OUT ?= bench
 
 bench: lib ## All benchmarks, some minutes: bench/results.json and plots
-	$(CARGO) run --release --locked -p memslots-bench -- --out $(BENCH_OUT)
+	@mkdir -p $(BENCH_OUT)
+	$(CARGO) run --release --locked -p memslots-bench -- --out $(CURDIR)/$(BENCH_OUT)/results.json
 
 bench-quick: lib ## The same in less than a minute, with wider spread
-	$(CARGO) run --release --locked -p memslots-bench -- --quick --out $(BENCH_OUT)
+	@mkdir -p $(BENCH_OUT)
+	$(CARGO) run --release --locked -p memslots-bench -- --quick --out $(CURDIR)/$(BENCH_OUT)/results.json
 
 fuzz: ## Fuzz the library against the model for FUZZ_SECONDS (default 60)
 	fuzz/run $(or $(FUZZ_SECONDS),60)
