@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Panics around a table: one in a hook leaves readers a whole state and refuses updates, the caller's own leaves all as it was.
+
+use memslots::{Change, Config, Errno, Gfn, Hooks, Memslots, Region};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::ptr::null_mut;
+
+struct PanicsOnDelete;
+
+impl Hooks for PanicsOnDelete {
+    fn wants_flush(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, change: &Change<'_>) -> Result<(), Errno> {
+        assert!(change.new_slot.is_some(), "a delete, on purpose");
+        Ok(())
+    }
+}
+
+fn region(slot: u32) -> Region {
+    Region {
+        slot,
+        guest_phys_addr: (slot as u64) << 20,
+        memory_size: 4096,
+        userspace_addr: (slot as u64) << 20,
+        ..Region::default()
+    }
+}
+
+#[test]
+fn a_hook_that_panics_leaves_no_slot_invalid() {
+    let table = Memslots::new(Config { hooks: Some(Box::new(PanicsOnDelete)), ..Config::default() }).unwrap();
+    table.set_region(&region(1), null_mut()).unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| table.delete(0, 1))).is_err());
+    let reader = table.reader().unwrap();
+    assert!(!reader.lock().find_gfn(0, Gfn(256)).unwrap().is_invalid());
+    assert_eq!(table.set_region(&region(2), null_mut()), Err(Errno::ENOTRECOVERABLE));
+}
+
+#[test]
+fn the_callers_own_panic_aborts_its_transaction_and_no_more() {
+    let table = Memslots::new(Config::default()).unwrap();
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let mut txn = table.begin().unwrap();
+        txn.set_region(&region(1), null_mut()).unwrap();
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err());
+    assert!(table.reader().unwrap().lock().find_id(0, 1).is_none());
+    table.set_region(&region(1), null_mut()).unwrap();
+}
