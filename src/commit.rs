@@ -137,7 +137,10 @@ impl<'a> Transaction<'a> {
                 self.take_back(view);
                 self.lock.settle(waits);
             }
-            return consent.unwrap_or_else(|panic| resume_unwind(panic));
+            return consent.unwrap_or_else(|panic| {
+                self.throw_away();
+                resume_unwind(panic)
+            });
         }
         self.publish_result(view);
         self.put_aside();
