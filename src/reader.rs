@@ -8,6 +8,9 @@
 //! access to the same slot is answered by one load and two compares. A miss in a hole leaves it alone, as in the
 //! kernel (`docs/kernel-semantics.md`, section 6).
 
+#[cfg(target_arch = "x86_64")]
+use crate::index::node::{Avx2, Avx512};
+use crate::index::node::{Baseline, Lanes};
 use crate::index::range_tree::Cursor;
 use crate::shared::{Owner, Presence};
 use crate::slot::{Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result, MAX_ADDRESS_SPACES};
@@ -33,7 +36,55 @@ struct Hot {
     /// Sections open, one inside the other.
     depth: Cell<u64>,
     misses: Cell<u64>,
-    sections: Cell<u64>,
+    searches: &'static Searches,
+}
+
+/// What the last-used slot does not answer, compiled for one kind of processor. No reader is of a kind that its processor
+/// is not.
+struct Searches {
+    gfn: unsafe extern "C" fn(&Reader, u16, Gfn) -> Option<NonNull<Memslot>>,
+    hva: unsafe extern "C" fn(&Reader, u16, Hva) -> Option<NonNull<Memslot>>,
+}
+
+/// The searches of one kind of processor. Extern "C", so that they cannot unwind, and a hit in front of one needs no frame.
+macro_rules! searches {
+    ($module:ident, $lanes:ident $(, #[$feature:meta])?) => {
+        mod $module {
+            use super::*;
+
+            pub(super) static SEARCHES: Searches = Searches { gfn, hva };
+
+            $(#[$feature])?
+            unsafe extern "C" fn gfn(reader: &Reader, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
+                // SAFETY: the caller's promise; the processor is of this kind.
+                unsafe { reader.search_gfn::<$lanes>(as_id, gfn) }
+            }
+
+            $(#[$feature])?
+            unsafe extern "C" fn hva(reader: &Reader, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
+                // SAFETY: the caller's promise; the processor is of this kind.
+                unsafe { reader.search_hva::<$lanes>(as_id, hva) }
+            }
+        }
+    };
+}
+
+searches!(baseline, Baseline);
+#[cfg(target_arch = "x86_64")]
+searches!(avx2, Avx2, #[target_feature(enable = "avx2")]);
+#[cfg(target_arch = "x86_64")]
+searches!(avx512, Avx512, #[target_feature(enable = "avx512f")]);
+
+impl Searches {
+    fn of_this_processor() -> &'static Searches {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") {
+            return &avx512::SEARCHES;
+        } else if is_x86_feature_detected!("avx2") {
+            return &avx2::SEARCHES;
+        }
+        &baseline::SEARCHES
+    }
 }
 
 /// In the last-used slot's key while no section is open: nothing hits then.
@@ -49,6 +100,7 @@ fn key(seq: u64, as_id: u16) -> u64 {
 /// One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
 pub struct Reader {
     hot: Hot,
+    sections: Cell<u64>,
     presence: Box<Presence>,
     guard: Cell<Option<Guard>>,
     /// Dropped before `shared`, of whose collector it is a part.
@@ -75,9 +127,9 @@ impl Reader {
             slot: Cell::new(std::ptr::null()),
             depth: Cell::new(0),
             misses: Cell::new(0),
-            sections: Cell::new(0),
+            searches: Searches::of_this_processor(),
         };
-        Ok(Reader { hot, presence, guard: Cell::new(None), handle, shared })
+        Ok(Reader { hot, sections: Cell::new(0), presence, guard: Cell::new(None), handle, shared })
     }
 
     /// Opens a read-side section. What is found in it stays valid until it ends; sections nest, and the outermost counts.
@@ -94,7 +146,7 @@ impl Reader {
         if depth == 0 {
             self.guard.set(Some(self.handle.pin()));
             self.presence.begin(self.seq());
-            self.hot.sections.set(self.hot.sections.get() + 1);
+            self.sections.set(self.sections.get() + 1);
             self.hot.key.set(self.hot.key.get() & !CLOSED);
         }
         self.hot.depth.set(depth + 1);
@@ -119,7 +171,12 @@ impl Reader {
     /// The section that is open, without opening one.
     #[inline(always)]
     pub(crate) fn section(&self) -> Option<Section<'_>> {
-        (self.hot.depth.get() > 0).then_some(Section { reader: self, leave: false })
+        self.is_open().then_some(Section { reader: self, leave: false })
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_open(&self) -> bool {
+        self.hot.depth.get() > 0
     }
 
     /// The last-used slot, where it holds the frame, is of the current publication, and a section is open.
@@ -129,17 +186,62 @@ impl Reader {
         // SAFETY: the table's counter, which `shared` keeps alive.
         let seq = unsafe { (*hot.seq).load(Ordering::Acquire) };
         let hit = hot.key.get() == key(seq, as_id) && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get();
-        // A slot of a publication is not null.
-        if hit {
-            NonNull::new(hot.slot.get().cast_mut())
-        } else {
-            None
-        }
+        // SAFETY: a key that is of some publication was stored with a slot of it.
+        hit.then(|| unsafe { NonNull::new_unchecked(hot.slot.get().cast_mut()) })
+    }
+
+    /// The slot that holds a frame, where it is not the last-used one; it is, from now on.
+    ///
+    /// # Safety
+    /// A section is open.
+    #[inline(always)]
+    pub(crate) unsafe fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
+        // SAFETY: the caller's promise.
+        unsafe { (self.hot.searches.gfn)(self, as_id, gfn) }
+    }
+
+    /// # Safety
+    /// As `find_gfn`; the processor is of the kind `L`.
+    #[inline(always)]
+    unsafe fn search_gfn<L: Lanes>(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
+        let hot = &self.hot;
+        hot.misses.set(hot.misses.get() + 1);
+        // SAFETY: the section keeps what is current after it began.
+        let (published, found) = unsafe {
+            let published = self.shared.current.root().as_ref();
+            (published, published.space(as_id)?.find_gfn::<L>(gfn)?)
+        };
+        let slot = NonNull::from(slot_of(found.record));
+        hot.key.set(key(published.seq, as_id));
+        hot.base_gfn.set(found.base_gfn);
+        hot.npages.set(found.npages);
+        hot.slot.set(slot.as_ptr());
+        Some(slot)
+    }
+
+    /// The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id.
+    ///
+    /// # Safety
+    /// A section is open.
+    #[inline(always)]
+    pub(crate) unsafe fn find_hva(&self, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
+        // SAFETY: the caller's promise.
+        unsafe { (self.hot.searches.hva)(self, as_id, hva) }
+    }
+
+    /// # Safety
+    /// As `find_hva`; the processor is of the kind `L`.
+    #[inline(always)]
+    unsafe fn search_hva<L: Lanes>(&self, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
+        // SAFETY: the section keeps what is current after it began.
+        let space = unsafe { self.shared.current.root().as_ref() }.space(as_id)?;
+        // SAFETY: as above.
+        unsafe { space.find_hva_page::<L>(hva.0 >> self.page_shift()) }.map(|record| NonNull::from(slot_of(record)))
     }
 
     /// Sections opened (the outermost), and lookups that the last-used slot did not answer.
     pub fn stats(&self) -> ReaderStats {
-        ReaderStats { sections: self.hot.sections.get(), misses: self.hot.misses.get() }
+        ReaderStats { sections: self.sections.get(), misses: self.hot.misses.get() }
     }
 
     #[inline(always)]
@@ -206,27 +308,10 @@ impl<'r> Section<'r> {
     /// The slot that holds a frame. A slot that is being deleted or moved is found with `INVALID` set.
     #[inline(always)]
     pub fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
-        match self.reader.last_used(as_id, gfn) {
-            // SAFETY: of the publication that is still current after this section began, so the section keeps it.
-            Some(slot) => Some(unsafe { slot.as_ref() }),
-            None => self.find_gfn_slow(as_id, gfn),
-        }
-    }
-
-    /// The lookup itself, and the new last-used slot.
-    #[inline]
-    pub(crate) fn find_gfn_slow(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
-        let hot = &self.reader.hot;
-        hot.misses.set(hot.misses.get() + 1);
-        let published = self.published();
-        // SAFETY: the section keeps the publication.
-        let found = unsafe { published.space(as_id)?.find_gfn(gfn) }?;
-        let slot = slot_of(found.record);
-        hot.key.set(key(published.seq, as_id));
-        hot.base_gfn.set(found.base_gfn);
-        hot.npages.set(found.npages);
-        hot.slot.set(slot);
-        Some(slot)
+        // SAFETY: this section is open.
+        let found = self.reader.last_used(as_id, gfn).or_else(|| unsafe { self.reader.find_gfn(as_id, gfn) });
+        // SAFETY: of a publication that was current after this section began, so the section keeps it.
+        found.map(|slot| unsafe { slot.as_ref() })
     }
 
     /// As `find_gfn`; in a hole the slot below it, or the lowest slot where none is below. None only for an empty space.
@@ -245,8 +330,8 @@ impl<'r> Section<'r> {
     /// The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id.
     #[inline(always)]
     pub fn find_hva(&self, as_id: u16, hva: Hva) -> Option<&Memslot> {
-        // SAFETY: the section keeps the publication.
-        unsafe { self.space(as_id)?.find_hva_page(hva.0 >> self.reader.page_shift()) }.map(slot_of)
+        // SAFETY: this section is open, and keeps what is found.
+        unsafe { self.reader.find_hva(as_id, hva).map(|slot| slot.as_ref()) }
     }
 
     /// Where a guest address is in this process, and how many bytes its slot goes on from there.
@@ -277,10 +362,10 @@ impl<'r> Section<'r> {
     /// `ENOENT` where no slot has it, `EINVAL` where there is no such address space.
     #[inline]
     pub fn hva_to_gpa(&self, as_id: u16, hva: Hva) -> Result<Gpa> {
-        let space = self.space(as_id).ok_or(Errno::EINVAL)?;
+        let Some(slot) = self.find_hva(as_id, hva) else {
+            return Err(self.space(as_id).map_or(Errno::EINVAL, |_| Errno::ENOENT));
+        };
         let shift = self.reader.page_shift();
-        // SAFETY: the section keeps the publication.
-        let slot = slot_of(unsafe { space.find_hva_page(hva.0 >> shift) }.ok_or(Errno::ENOENT)?);
         Ok(Gpa((slot.base_gfn << shift) + (hva.0 - slot.userspace_addr)))
     }
 
@@ -335,7 +420,7 @@ impl<'r> Section<'r> {
 
     /// Which of the reader's sections this is: no two have the same number.
     pub(crate) fn ordinal(&self) -> u64 {
-        self.reader.hot.sections.get()
+        self.reader.sections.get()
     }
 }
 

@@ -8,14 +8,17 @@ use std::fmt;
 
 /// A guest frame number: a guest physical address in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
 pub struct Gfn(pub u64);
 
 /// A guest physical address, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
 pub struct Gpa(pub u64);
 
 /// A host virtual address, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
 pub struct Hva(pub u64);
 
 /// Log the pages that the guest writes (`KVM_MEM_LOG_DIRTY_PAGES`).

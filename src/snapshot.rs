@@ -5,7 +5,7 @@
 //! alive until the last reader that could have seen it is gone (`epoch.rs`).
 
 use crate::index::id_table::IdTable;
-use crate::index::node::Entry;
+use crate::index::node::{Baseline, Entry, Lanes};
 use crate::index::pool::{lines_of, LINE};
 use crate::index::range_tree::{Cursor, RangeTree};
 use crate::index::{Editor, Head, Link};
@@ -81,11 +81,11 @@ impl Space {
     /// The slot that holds a frame.
     ///
     /// # Safety
-    /// The space is alive; see above.
+    /// The space is alive; see above. The processor is of the kind `L`.
     #[inline(always)]
-    pub(crate) unsafe fn find_gfn(&self, gfn: Gfn) -> Option<Found> {
+    pub(crate) unsafe fn find_gfn<L: Lanes>(&self, gfn: Gfn) -> Option<Found> {
         // SAFETY: the caller's promise.
-        let (leaf, index) = unsafe { self.gfn.first_reaching(gfn.0) }?;
+        let (leaf, index) = unsafe { self.gfn.first_reaching::<L>(gfn.0) }?;
         // SAFETY: an index that the search answered with.
         let (pair, last) = unsafe { (leaf.pair(index), leaf.last_of(index)) };
         if pair.start > gfn.0 {
@@ -119,11 +119,11 @@ impl Space {
     /// Of the slots that hold a page of host memory, the one that starts lowest; of those, the lowest id.
     ///
     /// # Safety
-    /// The space is alive.
+    /// The space is alive, and the processor of the kind `L`.
     #[inline(always)]
-    pub(crate) unsafe fn find_hva_page(&self, page: u64) -> Option<NonNull<Record>> {
+    pub(crate) unsafe fn find_hva_page<L: Lanes>(&self, page: u64) -> Option<NonNull<Record>> {
         // SAFETY: the caller's promise.
-        let (leaf, index) = unsafe { self.hva.first_reaching(page) }?;
+        let (leaf, index) = unsafe { self.hva.first_reaching::<L>(page) }?;
         // SAFETY: an index that the search answered with.
         let pair = unsafe { leaf.pair(index) };
         if pair.start > page {
@@ -158,7 +158,7 @@ impl Space {
     /// The space is alive.
     pub(crate) unsafe fn overlapping(&self, base: Gfn, npages: u64, but: Option<u16>) -> Option<NonNull<Record>> {
         // SAFETY: the caller's promise; an index that the search answered with.
-        let first = unsafe { self.gfn.first_reaching(base.0).map(|(leaf, index)| leaf.pair(index)) }?;
+        let first = unsafe { self.gfn.first_reaching::<Baseline>(base.0).map(|(leaf, index)| leaf.pair(index)) }?;
         if first.start >= base.0 + npages {
             return None;
         }

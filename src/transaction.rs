@@ -12,6 +12,7 @@
 //! **Committing** is `commit.rs`; throwing away frees what this transaction made, and nothing else has changed.
 
 use crate::change::Decision;
+use crate::index::node::Baseline;
 use crate::index::pool::LINE;
 use crate::index::{Aside, Editor, Head, Link};
 use crate::plan::{self, Difference, Step};
@@ -226,7 +227,7 @@ impl<'a> Transaction<'a> {
     /// The slot that holds a frame in the working copy.
     pub fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
         // SAFETY: the working copy is alive.
-        unsafe { self.work.as_ref().space(as_id)?.find_gfn(gfn) }.map(|found| slot_of(found.record))
+        unsafe { self.work.as_ref().space(as_id)?.find_gfn::<Baseline>(gfn) }.map(|found| slot_of(found.record))
     }
 
     /// The slot with an id in the working copy.

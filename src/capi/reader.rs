@@ -19,6 +19,16 @@ pub struct memslots_hva_cache {
 
 const _: () = assert!(size_of::<memslots_hva_cache>() == size_of::<HvaCache>());
 
+/// Whether a section of the reader's is open.
+#[inline(always)]
+fn is_open(reader: &Reader) -> bool {
+    let open = reader.is_open();
+    if cfg!(debug_assertions) && !open {
+        eprintln!("memslots: a lookup outside of a read-side section: a bug of the caller");
+    }
+    open
+}
+
 /// The reader's open section.
 ///
 /// # Safety
@@ -26,11 +36,7 @@ const _: () = assert!(size_of::<memslots_hva_cache>() == size_of::<HvaCache>());
 #[inline(always)]
 pub(super) unsafe fn section<'a>(reader: *const Reader) -> Option<Section<'a>> {
     // SAFETY: the caller's promise.
-    let section = unsafe { reader.as_ref() }?.section();
-    if cfg!(debug_assertions) && section.is_none() {
-        eprintln!("memslots: a lookup outside of a read-side section: a bug of the caller");
-    }
-    section
+    unsafe { reader.as_ref() }.filter(|reader| is_open(reader))?.section()
 }
 
 /// As `section`, with the errno for a call outside of one.
@@ -120,11 +126,15 @@ pub unsafe extern "C" fn memslots_read_unlock(reader: *mut Reader) {
 #[no_mangle]
 pub unsafe extern "C" fn memslots_find_gfn(reader: *mut Reader, as_id: u16, gfn: u64) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
-    if let Some(hit) = unsafe { reader.as_ref() }.and_then(|reader| reader.last_used(as_id, Gfn(gfn))) {
+    let Some(reader) = (unsafe { reader.as_ref() }) else { return null() };
+    if let Some(hit) = reader.last_used(as_id, Gfn(gfn)) {
         return hit.as_ptr();
     }
-    // SAFETY: as above.
-    unsafe { section(reader) }.map_or(null(), |section| pointer(section.find_gfn_slow(as_id, Gfn(gfn))))
+    if !is_open(reader) {
+        return null();
+    }
+    // SAFETY: a section is open.
+    unsafe { reader.find_gfn(as_id, Gfn(gfn)) }.map_or(null(), |slot| slot.as_ptr())
 }
 
 /// As memslots_find_gfn; in a hole the slot below it, or the lowest slot where none is below. NULL only for an address space
@@ -147,7 +157,9 @@ pub unsafe extern "C" fn memslots_find_id(reader: *mut Reader, as_id: u16, id: u
 #[no_mangle]
 pub unsafe extern "C" fn memslots_find_hva(reader: *mut Reader, as_id: u16, hva: u64) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
-    unsafe { section(reader) }.map_or(null(), |section| pointer(section.find_hva(as_id, Hva(hva))))
+    let Some(reader) = (unsafe { reader.as_ref() }).filter(|reader| is_open(reader)) else { return null() };
+    // SAFETY: a section is open.
+    unsafe { reader.find_hva(as_id, Hva(hva)) }.map_or(null(), |slot| slot.as_ptr())
 }
 
 /// Where a guest physical address is in this process. `access` is MEMSLOTS_READ or MEMSLOTS_WRITE; `*len_left`, where not NULL,

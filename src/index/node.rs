@@ -16,10 +16,14 @@
 //! **There is one search: the first entry whose `last` is not below a page.** Ranges that do not overlap hold a page
 //! only in that entry. Of ranges that do overlap, it is the one with the smallest start that reaches the page. It
 //! takes two steps: the first block of eight whose largest `last` reaches the page, from the header's line; then the
-//! first entry of that block. Both compare all lanes at once and branch on none of them.
+//! first entry of that block. Both compare all lanes at once and branch on none of them. A node of two blocks takes one
+//! step: it compares both.
 //!
 //! SSE2, which every x86-64 has, cannot compare 64-bit integers, but can compare doubles. Pages are below 2^52, so a
-//! page with the exponent of 1.0 above it is a double between 1 and 2, and ordered as the page is.
+//! page with the exponent of 1.0 above it is a double between 1 and 2, and ordered as the page is. `Lanes` is what differs
+//! between processors: with AVX-512 a step is one compare, and a lookup among 509 slots takes a third less time than with SSE2.
+//! That only holds where all of the search is compiled for it as one function, from the reader on (`reader.rs`); updates
+//! search with the baseline.
 
 use super::pool::{lines_of, LINE};
 use super::{Editor, Head, Link};
@@ -98,7 +102,8 @@ fn cap_for(len: usize) -> usize {
 
 impl Node {
     /// An empty node that this update owns.
-    /// Lanes that are not in use are zero, which is below every page.
+    /// Lanes that are not in use are zero, which is below every page. Sixteen are set, also where there are but eight and
+    /// pairs behind them: the search looks at so many.
     pub(crate) fn create(editor: &mut Editor, level: u8, room_for: usize) -> NonNull<Node> {
         let cap = cap_for(room_for);
         let lines = node_lines(cap);
@@ -107,7 +112,7 @@ impl Node {
         unsafe {
             let head = Head::new(editor.stamp, lines, level, cap as u8);
             node.write(Node { head, maxima: [Page::ABOVE_ALL; MAXIMA] });
-            node.add(1).cast::<Page>().as_ptr().write_bytes(0, cap);
+            node.add(1).cast::<Page>().as_ptr().write_bytes(0, cap.max(2 * BLOCK));
         }
         node
     }
@@ -176,21 +181,55 @@ impl Node {
         NonNull::new(self.pairs()[index].word.cast()).expect("inner nodes have no empty entries")
     }
 
-    /// The first entry whose `last` is not below `page`, where there is one.
+    /// The first entry whose `last` is not below a page.
     ///
     /// # Safety
-    /// Some entry reaches `page`.
+    /// Some entry reaches the page.
     #[inline(always)]
-    pub(crate) unsafe fn first_reaching(&self, page: Page) -> usize {
+    unsafe fn first_reaching<L: Lanes>(&self, page: L) -> usize {
         self.head.check();
-        let block = lanes::first_of_six(&self.maxima, page) * BLOCK;
+        let lasts = self.lasts_ptr();
+        if self.head.cap as usize <= 2 * BLOCK {
+            // One step. SAFETY: so many lanes are initialised in every node, see create().
+            let lanes = unsafe { page.eight(lasts) | page.eight(lasts.add(BLOCK)) << BLOCK };
+            return first_of(2 * BLOCK, lanes);
+        }
+        // Behind the maxima is the lane of the block that needs none.
+        let block = (first_of(BLOCK + 1, page.header(self)) - (BLOCK - MAXIMA)) * BLOCK;
         debug_assert!(block < self.head.cap as usize);
         // SAFETY: maxima of blocks that are not in use are above all, so the block is one in use, and blocks are whole.
-        let lane = unsafe { lanes::first_of_eight(self.lasts_ptr().add(block), page) };
-        block + lane
+        block + first_of(BLOCK, unsafe { page.eight(lasts.add(block)) })
     }
 
-    /// As `first_reaching`, from an index on, and without the promise.
+    /// The first entry that reaches a page in the leaves below this node: the leaf, and the index in it.
+    ///
+    /// # Safety
+    /// Some entry reaches the page, and the nodes below this one are alive.
+    #[inline(always)]
+    pub(crate) unsafe fn descend<L: Lanes>(&self, page: L) -> (&Node, usize) {
+        let mut node = self;
+        loop {
+            // SAFETY: some entry reaches the page; and where an inner node's does, so does one of the child's, since the
+            // entry's last is the largest below it.
+            let index = unsafe { node.first_reaching(page) };
+            if node.is_leaf() {
+                return (node, index);
+            }
+            // SAFETY: the index is of an entry, and inner entries' words are live nodes.
+            node = unsafe { &*node.pair(index).word.cast::<Node>() };
+        }
+    }
+
+    /// The first entry of this node that reaches a page.
+    ///
+    /// # Safety
+    /// Some entry does.
+    pub(crate) unsafe fn index_reaching(&self, page: Page) -> usize {
+        // SAFETY: the caller's promise; the baseline is what every processor can do.
+        unsafe { self.first_reaching(Baseline::of(page)) }
+    }
+
+    /// As `index_reaching`, from an index on, and without the promise.
     pub(crate) fn next_reaching(&self, from: usize, page: Page) -> Option<usize> {
         let rest = self.lasts().get(from..)?;
         rest.iter().position(|last| *last >= page).map(|skipped| from + skipped)
@@ -393,73 +432,214 @@ impl Node {
     }
 }
 
-/// The first lane that is not below a page.
+/// A page, ready to be compared with many others at once, in the way of one kind of processor. Bit n of an answer: lane
+/// n is not below the page.
+pub(crate) trait Lanes: Copy {
+    /// # Safety
+    /// The processor is of that kind; and what this is called in is compiled for it, or it will be slow.
+    unsafe fn of(page: Page) -> Self;
+
+    /// The lanes of the header's line. Those before the maxima are not even read, for the head's link may change meanwhile:
+    /// they are below the page.
+    fn header(self, node: &Node) -> u32;
+
+    /// # Safety
+    /// Eight pages stand there, at the start of a line.
+    unsafe fn eight(self, pages: *const Page) -> u32;
+}
+
+/// The first lane of `count`, the last where no other is fit. Not a lane more, so that a processor that runs ahead on a guess,
+/// from a number that the guest has chosen, stays in the node too.
+#[inline(always)]
+fn first_of(count: usize, lanes: u32) -> usize {
+    (lanes | 1 << (count - 1)).trailing_zeros() as usize
+}
+
+pub(crate) use lanes::*;
+
 #[cfg(target_arch = "x86_64")]
 mod lanes {
-    use super::{Page, MAXIMA};
+    use super::{Lanes, Node, Page};
     use std::arch::x86_64::*;
 
-    /// All ones in each half that is not below `page`.
-    #[inline(always)]
-    unsafe fn reaching(two: *const Page, page: __m128d) -> __m128i {
-        // SAFETY: the caller's two pages; SSE2 is part of x86-64.
-        unsafe { _mm_castpd_si128(_mm_cmpge_pd(_mm_loadu_pd(two.cast()), page)) }
+    /// What every x86-64 has: SSE2.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Baseline(__m128d);
+
+    impl Baseline {
+        /// All ones in the halves whose page is not below.
+        ///
+        /// # Safety
+        /// Two pages stand there.
+        #[inline(always)]
+        unsafe fn two(self, pages: *const Page) -> __m128i {
+            // SAFETY: the caller's two pages.
+            unsafe { _mm_castpd_si128(_mm_cmpge_pd(_mm_load_pd(pages.cast()), self.0)) }
+        }
     }
 
-    /// 0 to 6: 6 where all are below.
+    /// The lanes of four pairs, one bit each.
     #[inline(always)]
-    pub(super) fn first_of_six(pages: &[Page; MAXIMA], page: Page) -> usize {
-        // SAFETY: six pages are read, two at a time; SSE2 is part of x86-64.
-        let mask = unsafe {
-            let page = _mm_set1_pd(page.0);
-            let (a, b, c) = (
-                reaching(pages.as_ptr(), page),
-                reaching(pages.as_ptr().add(2), page),
-                reaching(pages.as_ptr().add(4), page),
-            );
-            _mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, c)))
-        };
-        // Two bits a lane; the twelfth is the answer where there is no lane.
-        (mask as u32 & 0xfff | 1 << 12).trailing_zeros() as usize / 2
+    fn bits(a: __m128i, b: __m128i, c: __m128i, d: __m128i) -> u32 {
+        // SAFETY: SSE2.
+        unsafe {
+            let lanes = _mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d));
+            _mm_movemask_epi8(_mm_packs_epi16(lanes, _mm_setzero_si128())) as u32
+        }
     }
 
-    /// 0 to 7.
-    ///
-    /// # Safety
-    /// Eight pages stand there, and one of them is not below `page`.
-    #[inline(always)]
-    pub(super) unsafe fn first_of_eight(pages: *const Page, page: Page) -> usize {
-        // SAFETY: eight pages are read, two at a time; SSE2 is part of x86-64.
-        let mask = unsafe {
-            let page = _mm_set1_pd(page.0);
-            let ab = _mm_packs_epi32(reaching(pages, page), reaching(pages.add(2), page));
-            let cd = _mm_packs_epi32(reaching(pages.add(4), page), reaching(pages.add(6), page));
-            _mm_movemask_epi8(_mm_packs_epi16(ab, cd))
-        };
-        // There is an answer; but where the processor only guessed so, from a guest's number, it must stay in the block.
-        (mask as u32 | 1 << 14).trailing_zeros() as usize / 2
+    impl Lanes for Baseline {
+        #[inline(always)]
+        unsafe fn of(page: Page) -> Self {
+            // SAFETY: SSE2.
+            Baseline(unsafe { _mm_set1_pd(page.0) })
+        }
+
+        #[inline(always)]
+        fn header(self, node: &Node) -> u32 {
+            let pages = node.maxima.as_ptr();
+            // SAFETY: six pages are read.
+            unsafe { bits(_mm_setzero_si128(), self.two(pages), self.two(pages.add(2)), self.two(pages.add(4))) }
+        }
+
+        #[inline(always)]
+        unsafe fn eight(self, pages: *const Page) -> u32 {
+            // SAFETY: the caller's eight pages.
+            unsafe { bits(self.two(pages), self.two(pages.add(2)), self.two(pages.add(4)), self.two(pages.add(6))) }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2(__m256d);
+
+    impl Lanes for Avx2 {
+        #[inline(always)]
+        unsafe fn of(page: Page) -> Self {
+            // SAFETY: the caller's promise.
+            Avx2(unsafe { _mm256_set1_pd(page.0) })
+        }
+
+        #[inline(always)]
+        fn header(self, node: &Node) -> u32 {
+            let pages = node.maxima.as_ptr().cast::<f64>();
+            // SAFETY: six pages are read; that the processor has AVX2 was promised to of().
+            unsafe {
+                let two = _mm_cmp_pd::<_CMP_GE_OQ>(_mm_load_pd(pages), _mm256_castpd256_pd128(self.0));
+                let four = _mm256_cmp_pd::<_CMP_GE_OQ>(_mm256_load_pd(pages.add(2)), self.0);
+                (_mm_movemask_pd(two) << 2 | _mm256_movemask_pd(four) << 4) as u32
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn eight(self, pages: *const Page) -> u32 {
+            let pages = pages.cast::<f64>();
+            // SAFETY: the caller's eight pages; AVX2 as above.
+            unsafe {
+                let low = _mm256_cmp_pd::<_CMP_GE_OQ>(_mm256_load_pd(pages), self.0);
+                let high = _mm256_cmp_pd::<_CMP_GE_OQ>(_mm256_load_pd(pages.add(4)), self.0);
+                (_mm256_movemask_pd(low) | _mm256_movemask_pd(high) << 4) as u32
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512(__m512d);
+
+    impl Lanes for Avx512 {
+        #[inline(always)]
+        unsafe fn of(page: Page) -> Self {
+            // SAFETY: the caller's promise.
+            Avx512(unsafe { _mm512_set1_pd(page.0) })
+        }
+
+        #[inline(always)]
+        fn header(self, node: &Node) -> u32 {
+            // SAFETY: of the header's line only the maxima are read; that the processor has AVX-512 was promised to of().
+            unsafe {
+                let maxima = _mm512_maskz_load_pd(0xfc, std::ptr::from_ref(node).cast());
+                _mm512_mask_cmp_pd_mask::<_CMP_GE_OQ>(0xfc, maxima, self.0) as u32
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn eight(self, pages: *const Page) -> u32 {
+            // SAFETY: the caller's eight pages; AVX-512 as above.
+            unsafe { _mm512_cmp_pd_mask::<_CMP_GE_OQ>(_mm512_load_pd(pages.cast()), self.0) as u32 }
+        }
     }
 }
 
-/// The first lane that is not below a page: lanes below it are counted, without a branch.
 #[cfg(not(target_arch = "x86_64"))]
 mod lanes {
-    use super::{Page, BLOCK, MAXIMA};
+    use super::{Lanes, Node, Page, BLOCK, MAXIMA};
 
-    #[inline(always)]
-    fn first(pages: &[Page], page: Page) -> usize {
-        let mask = pages.iter().enumerate().fold(0u32, |mask, (lane, at)| mask | ((*at >= page) as u32) << lane);
-        (mask | 1 << pages.len()).trailing_zeros() as usize
+    #[derive(Clone, Copy)]
+    pub(crate) struct Baseline(Page);
+
+    impl Baseline {
+        fn all(self, pages: &[Page]) -> u32 {
+            pages.iter().rev().fold(0, |lanes, at| lanes << 1 | (*at >= self.0) as u32)
+        }
     }
 
-    pub(super) fn first_of_six(pages: &[Page; MAXIMA], page: Page) -> usize {
-        first(pages, page)
-    }
+    impl Lanes for Baseline {
+        unsafe fn of(page: Page) -> Self {
+            Baseline(page)
+        }
 
+        fn header(self, node: &Node) -> u32 {
+            self.all(&node.maxima) << (BLOCK - MAXIMA)
+        }
+
+        unsafe fn eight(self, pages: *const Page) -> u32 {
+            // SAFETY: the caller's promise.
+            self.all(unsafe { std::slice::from_raw_parts(pages, BLOCK) })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::pool::Pool;
+
+    /// Asks for every page, in a kind of processor's way, and compares with a plain search.
+    ///
     /// # Safety
-    /// Eight pages stand there, and one of them is not below `page`.
-    pub(super) unsafe fn first_of_eight(pages: *const Page, page: Page) -> usize {
-        // SAFETY: the caller's promise.
-        first(unsafe { std::slice::from_raw_parts(pages, BLOCK) }, page).min(BLOCK - 1)
+    /// The processor is of that kind.
+    unsafe fn assert_answers<L: Lanes>(node: &Node) {
+        for page in 0..=node.max_last() {
+            let plain = node.lasts().iter().position(|last| last.get() >= page).unwrap();
+            // SAFETY: the page is not above all; the caller's promise.
+            assert_eq!(unsafe { node.first_reaching(L::of(Page::new(page))) }, plain);
+        }
+    }
+
+    #[test]
+    fn every_kind_of_processor_gives_the_same_answers() {
+        let mut pool = Pool::new();
+        for len in 1..=MAX_ENTRIES {
+            pool.reserve(node_lines(MAX_ENTRIES) * LINE).unwrap();
+            let mut editor = Editor { pool: &mut pool, stamp: 1, replaced: None };
+            let mut node = Node::create(&mut editor, 0, len);
+            // SAFETY: fresh, and nobody else's.
+            let at = unsafe { node.as_mut() };
+            // Ranges that overlap, too: some reach far.
+            for index in 0..len {
+                let (start, reach) = (index as u64 * 5, if index % 7 == 3 { 90 } else { 2 });
+                at.insert(index, Entry { start, last: start + reach, word: std::ptr::null_mut() });
+            }
+            // SAFETY: the processor is asked.
+            unsafe {
+                assert_answers::<Baseline>(at);
+                #[cfg(target_arch = "x86_64")]
+                {
+                    is_x86_feature_detected!("avx2").then(|| assert_answers::<Avx2>(at));
+                    is_x86_feature_detected!("avx512f").then(|| assert_answers::<Avx512>(at));
+                }
+                let lines = at.head.lines as usize;
+                pool.free(node.cast(), lines);
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@
 //! beats a tree up to there. A node other than those at the tree's right edge is at least a quarter full. Nodes split
 //! in halves, except at the right edge, where the left one stays full: ascending insertion leaves full nodes.
 
-use super::node::{node_lines, Entry, Node, Page, MAX_ENTRIES};
+use super::node::{node_lines, Entry, Lanes, Node, Page, MAX_ENTRIES};
 use super::pool::LINE;
 use super::{Editor, Head};
 use std::ptr::{null, NonNull};
@@ -82,25 +82,14 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     /// The first entry, in order, that reaches `page`: the leaf and the index in it.
     ///
     /// # Safety
-    /// The tree's nodes are alive.
+    /// The tree's nodes are alive, and the processor is of the kind `L`.
     #[inline(always)]
-    pub(crate) unsafe fn first_reaching(&self, page: u64) -> Option<(&Node, usize)> {
+    pub(crate) unsafe fn first_reaching<L: Lanes>(&self, page: u64) -> Option<(&Node, usize)> {
         if page >= self.end {
             return None;
         }
-        let page = Page::new(page);
-        // SAFETY: `end` is not 0, so there is a root.
-        let mut node = unsafe { &*self.root };
-        loop {
-            // SAFETY: `page` is below `end`, so some entry of the root reaches it; and in an inner node's entry that
-            // does, so does one of the child's, since the entry's last is the largest below it.
-            let index = unsafe { node.first_reaching(page) };
-            if node.is_leaf() {
-                return Some((node, index));
-            }
-            // SAFETY: first_reaching() answers with an index of an entry, and inner entries' words are live nodes.
-            node = unsafe { &*node.pair(index).word.cast::<Node>() };
-        }
+        // SAFETY: `end` is not 0, so there is a root; `page` is below it, so some entry reaches it.
+        Some(unsafe { (*self.root).descend(L::of(Page::new(page))) })
     }
 
     /// The last entry that starts at or below `page`. For ranges that do not overlap.
@@ -502,7 +491,7 @@ impl Cursor {
             let index = match self.indices[at] {
                 // SAFETY: `page` is below the tree's end, and a node is only entered by an entry that reaches it: so
                 // does one of the node's own.
-                0 => Some(unsafe { node.first_reaching(page) }),
+                0 => Some(unsafe { node.index_reaching(page) }),
                 from => node.next_reaching(from as usize, page),
             };
             let Some(index) = index else {
@@ -524,6 +513,7 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::node::Baseline;
     use crate::index::pool::Pool;
     use crate::index::Aside;
 
@@ -613,7 +603,7 @@ mod tests {
     /// A permutation of 0..n.
     fn shuffled(n: u64) -> impl Iterator<Item = u64> {
         let step = (n * 5 / 8) | 1;
-        assert!((2..n).all(|factor| n % factor != 0), "a prime, so that every step size reaches everything");
+        assert!((2..n).all(|factor| !n.is_multiple_of(factor)), "a prime, so that every step size reaches everything");
         (0..n).map(move |i| i * step % n)
     }
 
@@ -670,7 +660,7 @@ mod tests {
             std::iter::from_fn(|| unsafe { walk.next_reaching(19_991) }).map(|e| e.word as usize).collect();
         assert_eq!(found, [0, 1999]);
         // SAFETY: as above.
-        let (leaf, index) = unsafe { bench.tree.first_reaching(50_000) }.unwrap();
+        let (leaf, index) = unsafe { bench.tree.first_reaching::<Baseline>(50_000) }.unwrap();
         assert_eq!(leaf.pairs()[index].word as usize, 0);
     }
 }
