@@ -975,7 +975,7 @@ static inline const struct memslot *memslots_find_gfn_inline(struct memslots_rea
 {
     const struct memslots_reader_hot *hot = (const struct memslots_reader_hot *)(void *)reader;
 
-    if ((__atomic_load_n(hot->seq, __ATOMIC_ACQUIRE) << 6) + as_id == hot->key &&
+    if (__atomic_load_n(hot->seq, __ATOMIC_ACQUIRE) + as_id == hot->key &&
         gfn - hot->base_gfn < hot->npages) {
         return hot->slot;
     }

@@ -5,10 +5,10 @@
 //! May not know what the objects put aside here mean. Built on crossbeam-epoch with a collector of the table's own, so
 //! that dropping the table frees everything.
 //!
-//! **Publishing.** `seq` is the publication's number, even and never used twice. A publisher makes it odd, stores the
-//! root, makes it the new number. A reader that remembers an answer with the number of the publication that gave it may
-//! use it again while `seq` is that number, and never goes back in time: had it seen the new root by way of a lookup, it
-//! would see `seq` odd or newer, since the odd value was stored before the root.
+//! **Publishing.** `seq` is the publication's number, a multiple of `SEQ_STEP`, and never used twice. A publisher puts it half a step
+//! on, stores the root, makes it the new number. A reader that remembers an answer with the number of the publication that
+//! gave it may use it again while `seq` is that number, and never goes back in time: had it seen the new root by way of a
+//! lookup, it would see `seq` half a step on or newer, since that was stored before the root.
 //!
 //! **Putting aside.** What a publication replaced is chained into `pending` under the update lock. When enough has come
 //! together the chain goes to the collector as one bag. When every read-side section that was open then has ended, some
@@ -16,8 +16,8 @@
 //! threads that hold the update lock take bags from there, free what is in them and run releases.
 
 use crate::index::pool::{lines_of, Pool, LINE};
-use crate::index::{Aside, Chain, Head, Link};
-use crate::slot::{Memslot, Result};
+use crate::index::{Aside, Chain, Head};
+use crate::slot::{Memslot, Result, MAX_ADDRESS_SPACES};
 use crate::snapshot::{Published, Record, RECORD_LINES};
 use crossbeam_epoch::{Collector, LocalHandle};
 use std::mem::size_of;
@@ -27,6 +27,14 @@ use std::time::Duration;
 
 /// Bytes that come together before a bag goes to the collector: large enough to be rare, small enough to stay in cache.
 const BAG_BYTES: usize = 64 << 10;
+
+/// From one publication's number to the next. In between is room for the number of an address space, see `reader.rs`.
+pub(crate) const SEQ_STEP: u64 = 2 * MAX_ADDRESS_SPACES as u64;
+
+/// The number of the publication that `seq` was last at, while another may be about to take its place.
+pub(crate) fn settled(seq: u64) -> u64 {
+    seq & !(SEQ_STEP - 1)
+}
 
 /// The current publication. On lines of its own: all readers load from here, and only publishing stores.
 #[repr(C, align(128))]
@@ -55,12 +63,12 @@ impl Current {
     pub(crate) fn publish(&self, mut new: NonNull<Published>) {
         let seq = self.seq.load(Ordering::Relaxed);
         // SAFETY: not published yet, so the update lock's holder is alone with it.
-        unsafe { new.as_mut() }.seq = seq + 2;
-        self.seq.store(seq + 1, Ordering::Relaxed);
-        // The odd number before the root: see the head of this file.
+        unsafe { new.as_mut() }.seq = seq + SEQ_STEP;
+        self.seq.store(seq + SEQ_STEP / 2, Ordering::Relaxed);
+        // The half step before the root: see the head of this file.
         fence(Ordering::Release);
         self.root.store(new.as_ptr(), Ordering::Release);
-        self.seq.store(seq + 2, Ordering::Release);
+        self.seq.store(seq + SEQ_STEP, Ordering::Release);
     }
 }
 
@@ -239,8 +247,8 @@ impl Lane {
     pub(crate) unsafe fn retire_record(&mut self, record: NonNull<Record>, gone: bool) {
         self.pending.bytes += RECORD_LINES * LINE;
         let chain = if gone { &mut self.pending.owed } else { &mut self.pending.records };
-        // SAFETY: the caller's promise; records start with a link.
-        unsafe { chain.push(record.cast::<Link>()) };
+        // SAFETY: the caller's promise.
+        unsafe { chain.push(Record::link_of(record)) };
     }
 
     /// Gives what is pending to the collector where it is enough, or where the caller says so. Fails with ENOMEM, and
@@ -335,15 +343,16 @@ unsafe fn empty(bag: &mut Bag, pool: &mut Pool, release: &mut dyn FnMut(&Memslot
             pool.free(object.cast(), head.lines as usize);
         }
     }
-    while let Some(record) = bag.records.pop() {
-        // SAFETY: records came from this pool.
-        unsafe { pool.free(record.cast(), RECORD_LINES) };
+    while let Some(link) = bag.records.pop() {
+        // SAFETY: links of records, which came from this pool.
+        unsafe { pool.free(Record::of_link(link).cast(), RECORD_LINES) };
     }
     let owed = bag.owed.count;
-    while let Some(record) = bag.owed.pop() {
+    while let Some(link) = bag.owed.pop() {
         // SAFETY: as above; it is freed after the release has seen it.
         unsafe {
-            release(&record.cast::<Record>().as_ref().slot);
+            let record = Record::of_link(link);
+            release(&record.as_ref().slot);
             pool.free(record.cast(), RECORD_LINES);
         }
     }

@@ -8,26 +8,28 @@
 //! access to the same slot is answered by one load and two compares. A miss in a hole leaves it alone, as in the
 //! kernel (`docs/kernel-semantics.md`, section 6).
 
+use crate::epoch::{settled, Current, SEQ_STEP};
 #[cfg(target_arch = "x86_64")]
 use crate::index::node::{Avx2, Avx512};
 use crate::index::node::{Baseline, Lanes};
-use crate::index::range_tree::Cursor;
+use crate::index::range_tree::{Cursor, Step};
 use crate::shared::{Owner, Presence};
 use crate::slot::{Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result, MAX_ADDRESS_SPACES};
 use crate::snapshot::{Published, Record, Space};
 use crossbeam_epoch::{Guard, LocalHandle};
 use std::cell::Cell;
-use std::mem::ManuallyDrop;
+use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// What a hit needs, on one line at the start of a reader: the C header's inline lookup knows this layout
 /// (`struct memslots_reader_hot`).
 #[repr(C, align(64))]
 struct Hot {
-    /// The current publication's number.
-    seq: *const AtomicU64,
+    /// Its first word is the current publication's number.
+    current: *const Current,
     /// Publication and address space that `slot` is of; see `key`. With `CLOSED` outside of a section; 0 before the first.
     key: Cell<u64>,
     base_gfn: Cell<u64>,
@@ -44,6 +46,8 @@ struct Hot {
 struct Searches {
     gfn: unsafe extern "C" fn(&Reader, u16, Gfn) -> Option<NonNull<Memslot>>,
     hva: unsafe extern "C" fn(&Reader, u16, Hva) -> Option<NonNull<Memslot>>,
+    walk_gfn: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut MaybeUninit<Walk>),
+    walk_hva: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut MaybeUninit<Walk>),
 }
 
 /// The searches of one kind of processor. Extern "C", so that they cannot unwind, and a hit in front of one needs no frame.
@@ -52,7 +56,7 @@ macro_rules! searches {
         mod $module {
             use super::*;
 
-            pub(super) static SEARCHES: Searches = Searches { gfn, hva };
+            pub(super) static SEARCHES: Searches = Searches { gfn, hva, walk_gfn, walk_hva };
 
             $(#[$feature])?
             unsafe extern "C" fn gfn(reader: &Reader, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
@@ -64,6 +68,18 @@ macro_rules! searches {
             unsafe extern "C" fn hva(reader: &Reader, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
                 // SAFETY: the caller's promise; the processor is of this kind.
                 unsafe { reader.search_hva::<$lanes>(as_id, hva) }
+            }
+
+            $(#[$feature])?
+            unsafe extern "C" fn walk_gfn(reader: &Reader, as_id: u16, first: u64, last: u64, walk: &mut MaybeUninit<Walk>) {
+                // SAFETY: the caller's promise; the processor is of this kind.
+                unsafe { reader.begin_walk(as_id, walk, false, |space| space.walk_gfn::<$lanes>(first, last)) }
+            }
+
+            $(#[$feature])?
+            unsafe extern "C" fn walk_hva(reader: &Reader, as_id: u16, first: u64, last: u64, walk: &mut MaybeUninit<Walk>) {
+                // SAFETY: the caller's promise; the processor is of this kind.
+                unsafe { reader.begin_walk(as_id, walk, true, |space| space.walk_hva::<$lanes>(first, last)) }
             }
         }
     };
@@ -91,11 +107,13 @@ impl Searches {
 const CLOSED: u64 = 1 << 63;
 
 /// A publication's number and an address space in one: no other pair of a publication up to this one and a space has the
-/// same, nor does one with a space that there cannot be. Publications' numbers are far below 2^57.
+/// same, nor does one with a space that there cannot be, since publications are a step apart.
 #[inline(always)]
 fn key(seq: u64, as_id: u16) -> u64 {
-    (seq << MAX_ADDRESS_SPACES.ilog2()).wrapping_add(as_id as u64)
+    seq.wrapping_add(as_id as u64)
 }
+
+const _: () = assert!(SEQ_STEP / 2 >= MAX_ADDRESS_SPACES as u64);
 
 /// One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
 pub struct Reader {
@@ -120,7 +138,7 @@ impl Reader {
         let presence = crate::memory::try_box(Presence::new())?;
         let handle = ManuallyDrop::new(shared.join(NonNull::from(&*presence))?);
         let hot = Hot {
-            seq: &shared.current.seq,
+            current: &shared.current,
             key: Cell::new(CLOSED),
             base_gfn: Cell::new(0),
             npages: Cell::new(0),
@@ -174,6 +192,12 @@ impl Reader {
         self.is_open().then_some(Section { reader: self, leave: false })
     }
 
+    /// Which of the reader's sections is open, or was last: no two have the same number.
+    #[inline(always)]
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.sections.get()
+    }
+
     #[inline(always)]
     pub(crate) fn is_open(&self) -> bool {
         self.hot.depth.get() > 0
@@ -183,9 +207,7 @@ impl Reader {
     #[inline(always)]
     pub(crate) fn last_used(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
         let hot = &self.hot;
-        // SAFETY: the table's counter, which `shared` keeps alive.
-        let seq = unsafe { (*hot.seq).load(Ordering::Acquire) };
-        let hit = hot.key.get() == key(seq, as_id) && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get();
+        let hit = hot.key.get() == key(self.seq(), as_id) && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get();
         // SAFETY: a key that is of some publication was stored with a slot of it.
         hit.then(|| unsafe { NonNull::new_unchecked(hot.slot.get().cast_mut()) })
     }
@@ -208,7 +230,7 @@ impl Reader {
         hot.misses.set(hot.misses.get() + 1);
         // SAFETY: the section keeps what is current after it began.
         let (published, found) = unsafe {
-            let published = self.shared.current.root().as_ref();
+            let published = self.published();
             (published, published.space(as_id)?.find_gfn::<L>(gfn)?)
         };
         let slot = NonNull::from(slot_of(found.record));
@@ -234,9 +256,54 @@ impl Reader {
     #[inline(always)]
     unsafe fn search_hva<L: Lanes>(&self, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
         // SAFETY: the section keeps what is current after it began.
-        let space = unsafe { self.shared.current.root().as_ref() }.space(as_id)?;
+        let space = unsafe { self.published() }.space(as_id)?;
         // SAFETY: as above.
         unsafe { space.find_hva_page::<L>(hva.0 >> self.page_shift()) }.map(|record| NonNull::from(slot_of(record)))
+    }
+
+    /// Begins a walk over the slots of the newest publication with a frame in `range`. False where that is empty.
+    ///
+    /// # Safety
+    /// A section is open. The walk is used in this section only.
+    #[inline(always)]
+    pub(crate) unsafe fn walk_gfn(&self, as_id: u16, range: Range<Gfn>, walk: &mut MaybeUninit<Walk>) -> bool {
+        let (first, end) = (range.start.0, range.end.0);
+        if first < end {
+            // SAFETY: the caller's promise.
+            unsafe { (self.hot.searches.walk_gfn)(self, as_id, first, end - 1, walk) };
+        }
+        first < end
+    }
+
+    /// As `walk_gfn`, over those with a byte of host memory in `first..=last`.
+    ///
+    /// # Safety
+    /// As `walk_gfn`.
+    #[inline(always)]
+    pub(crate) unsafe fn walk_hva(&self, as_id: u16, first: Hva, last: Hva, walk: &mut MaybeUninit<Walk>) -> bool {
+        let shift = self.page_shift();
+        if first <= last {
+            // SAFETY: the caller's promise.
+            unsafe { (self.hot.searches.walk_hva)(self, as_id, first.0 >> shift, last.0 >> shift, walk) };
+        }
+        first <= last
+    }
+
+    /// # Safety
+    /// As `walk_gfn`.
+    #[inline(always)]
+    unsafe fn begin_walk(
+        &self,
+        as_id: u16,
+        walk: &mut MaybeUninit<Walk>,
+        by_hva: bool,
+        begin: impl FnOnce(&Space) -> Cursor,
+    ) {
+        // SAFETY: the section keeps what is current after it began.
+        match unsafe { self.published() }.space(as_id) {
+            Some(space) => walk.write(Walk { space, cursor: begin(space), by_hva }),
+            None => walk.write(Walk::OVER),
+        };
     }
 
     /// Sections opened (the outermost), and lookups that the last-used slot did not answer.
@@ -246,7 +313,23 @@ impl Reader {
 
     #[inline(always)]
     fn seq(&self) -> u64 {
-        self.shared.current.seq.load(Ordering::Acquire)
+        self.current().seq.load(Ordering::Acquire)
+    }
+
+    #[inline(always)]
+    fn current(&self) -> &Current {
+        // SAFETY: part of `shared`, which is alive.
+        unsafe { &*self.hot.current }
+    }
+
+    /// The newest publication.
+    ///
+    /// # Safety
+    /// A section is open; the publication is alive until it ends.
+    #[inline(always)]
+    unsafe fn published(&self) -> &Published {
+        // SAFETY: current after the section began, and so kept until it ends.
+        unsafe { self.current().root().as_ref() }
     }
 
     pub(crate) fn page_shift(&self) -> u32 {
@@ -296,8 +379,8 @@ impl<'r> Section<'r> {
     /// The newest publication. Alive until the section ends.
     #[inline(always)]
     fn published(&self) -> &Published {
-        // SAFETY: current after the section began, and so kept until it ends.
-        unsafe { &*self.reader.shared.current.root().as_ptr() }
+        // SAFETY: this section is open.
+        unsafe { self.reader.published() }
     }
 
     #[inline(always)]
@@ -391,14 +474,14 @@ impl<'r> Section<'r> {
 
     /// Exactly the slots with a frame in the range, ascending by gfn.
     pub fn iter_gfn(&self, as_id: u16, range: Range<Gfn>) -> Iter<'_> {
-        Iter::new(self.space(as_id).and_then(|space| Walk::by_gfn(space, range)))
+        // SAFETY: this section is open, and outlives the iterator.
+        Iter::new(|walk| unsafe { self.reader.walk_gfn(as_id, range, walk) })
     }
 
     /// Exactly the slots with a byte in `first..=last`, ascending by hva, then by id.
     pub fn iter_hva(&self, as_id: u16, first: Hva, last: Hva) -> Iter<'_> {
-        let shift = self.reader.page_shift();
-        let space = self.space(as_id).filter(|_| first <= last);
-        Iter::new(space.map(|space| Walk::by_hva(space, first.0 >> shift, last.0 >> shift)))
+        // SAFETY: as above.
+        Iter::new(|walk| unsafe { self.reader.walk_hva(as_id, first, last, walk) })
     }
 
     /// The requests that the slots of a space answer to, ascending by gfn: as many as there is room for. Gives how many
@@ -407,20 +490,11 @@ impl<'r> Section<'r> {
         // One publication for both, the slots and their number.
         let Some(space) = self.space(as_id) else { return 0 };
         let shift = self.reader.page_shift();
-        let slots = Iter::new(Walk::by_gfn(space, Gfn(0)..Gfn(u64::MAX)));
+        // SAFETY: the section keeps the publication.
+        let walk = Walk { space, cursor: unsafe { space.walk() }, by_hva: false };
+        let slots = Iter { walk, section: PhantomData };
         out.iter_mut().zip(slots).for_each(|(region, slot)| *region = Region::of(slot, shift));
         space.count as usize
-    }
-
-    /// The next step of a walk that began in this section.
-    pub(crate) fn resume(&self, walk: &mut Walk) -> Option<&Memslot> {
-        // SAFETY: the section keeps the publication that the walk began on.
-        unsafe { walk.next() }.map(slot_of)
-    }
-
-    /// Which of the reader's sections this is: no two have the same number.
-    pub(crate) fn ordinal(&self) -> u64 {
-        self.reader.sections.get()
     }
 }
 
@@ -440,46 +514,63 @@ fn clamp(offset: u64, size: u64) -> u64 {
 pub(crate) struct Walk {
     space: *const Space,
     cursor: Cursor,
-    /// Pages, in the order of the walk; last inclusive.
-    first: u64,
-    last: u64,
     by_hva: bool,
 }
 
 impl Walk {
-    #[inline(always)]
-    fn by_gfn(space: &Space, range: Range<Gfn>) -> Option<Walk> {
-        let last = range.end.0.checked_sub(1).filter(|last| range.start.0 <= *last)?;
-        Some(Walk { space, cursor: space.walk_gfn(), first: range.start.0, last, by_hva: false })
-    }
-
-    #[inline(always)]
-    fn by_hva(space: &Space, first: u64, last: u64) -> Walk {
-        Walk { space, cursor: space.walk_hva(), first, last, by_hva: true }
-    }
+    pub(crate) const OVER: Walk = Walk { space: std::ptr::null(), cursor: Cursor::OVER, by_hva: false };
 
     /// # Safety
     /// The publication that the walk began on is alive.
-    pub(crate) unsafe fn next(&mut self) -> Option<NonNull<Record>> {
+    #[inline(always)]
+    pub(crate) unsafe fn next(&mut self) -> Option<NonNull<Memslot>> {
         // SAFETY: the caller's promise.
-        let entry = unsafe { self.cursor.next_reaching(self.first) }.filter(|entry| entry.start <= self.last)?;
+        unsafe {
+            match self.cursor.step() {
+                Step::Found(word) => self.slot(word),
+                Step::Over => None,
+                Step::Passed | Step::EndOfLeaf => self.search_next(),
+            }
+        }
+    }
+
+    /// `next`, where the entry that comes next is not it. Out of line, and not to unwind, so that the common step needs no
+    /// frame.
+    ///
+    /// # Safety
+    /// As `next`.
+    #[inline(never)]
+    unsafe extern "C" fn search_next(&mut self) -> Option<NonNull<Memslot>> {
+        // SAFETY: the caller's promise.
+        unsafe { self.cursor.next().and_then(|word| self.slot(word)) }
+    }
+
+    /// # Safety
+    /// As `next`.
+    #[inline(always)]
+    unsafe fn slot(&self, word: *mut u8) -> Option<NonNull<Memslot>> {
         if !self.by_hva {
-            return NonNull::new(entry.word.cast());
+            // A slot stands at the start of its record.
+            return NonNull::new(word.cast());
         }
         // SAFETY: the caller's promise; words of the hva tree are ids.
-        unsafe { (*self.space).find_id(entry.word as usize as u16) }
+        unsafe { (*self.space).find_id(word as usize as u16) }.map(NonNull::cast)
     }
 }
 
 /// An iterator over the slots of one publication.
 pub struct Iter<'s> {
-    pub(crate) walk: Option<Walk>,
-    section: std::marker::PhantomData<&'s Memslot>,
+    walk: Walk,
+    section: PhantomData<&'s Memslot>,
 }
 
 impl Iter<'_> {
-    fn new(walk: Option<Walk>) -> Self {
-        Iter { walk, section: std::marker::PhantomData }
+    /// `begin` fills a walk in, or says that there is none.
+    fn new(begin: impl FnOnce(&mut MaybeUninit<Walk>) -> bool) -> Self {
+        let mut walk = MaybeUninit::uninit();
+        // SAFETY: filled in.
+        let walk = if begin(&mut walk) { unsafe { walk.assume_init() } } else { Walk::OVER };
+        Iter { walk, section: PhantomData }
     }
 }
 
@@ -487,8 +578,8 @@ impl<'s> Iterator for Iter<'s> {
     type Item = &'s Memslot;
 
     fn next(&mut self) -> Option<&'s Memslot> {
-        // SAFETY: the section, which this borrows from, keeps the publication.
-        unsafe { self.walk.as_mut()?.next() }.map(slot_of)
+        // SAFETY: the section, which this borrows from, keeps the publication and what is in it.
+        unsafe { self.walk.next().map(|slot| slot.as_ref()) }
     }
 }
 
@@ -545,8 +636,8 @@ impl HvaCache {
         if len < self.len {
             return Err(Errno::ERANGE);
         }
-        // Odd in the middle of a publication: an answer that is good now, and not kept.
-        (self.seq, self.hva) = (if seq & 1 == 0 { seq } else { 0 }, hva.0);
+        // In the middle of a publication: an answer that is good now, and not kept.
+        (self.seq, self.hva) = (if seq == settled(seq) { seq } else { 0 }, hva.0);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@
 //! neither after they were made.
 
 use crate::change::Rules;
-use crate::epoch::{Current, Domain, Lane};
+use crate::epoch::{settled, Current, Domain, Lane, SEQ_STEP};
 use crate::hooks::Hooks;
 use crate::index::pool::{Pool, LINE};
 use crate::index::Editor;
@@ -176,10 +176,10 @@ impl Drop for Owner {
     }
 }
 
-/// The first publication number of the next table. Tables are far apart, so that a number is never used twice and a cache
-/// that is used with the wrong table cannot hit.
-static NEXT_SEQ: AtomicU64 = AtomicU64::new(2);
-const SEQS_PER_TABLE: u64 = 1 << 44;
+/// The first publication number of the next table. Tables are far apart, so that a cache that is used with the wrong table
+/// does not hit.
+static NEXT_SEQ: AtomicU64 = AtomicU64::new(SEQ_STEP);
+const SEQS_PER_TABLE: u64 = SEQ_STEP << 40;
 
 impl Shared {
     pub(crate) fn new(limits: Limits, sync: bool, max_garbage: usize, hooks: Option<Box<dyn Hooks>>) -> Result<Shared> {
@@ -295,12 +295,12 @@ impl Shared {
 
     /// Readers, open sections, and how many publications ago the oldest of these began.
     pub(crate) fn presences(&self) -> (usize, usize, u64) {
-        let now = self.current.seq.load(Ordering::Acquire) & !1;
+        let now = settled(self.current.seq.load(Ordering::Acquire));
         let registry = self.registry();
         // SAFETY: in the registry, so alive.
         let open =
             || registry.0.iter().map(|p| unsafe { p.as_ref() }).filter(|p| p.thread.load(Ordering::Relaxed) != 0);
-        let lag = open().map(|p| now.saturating_sub(p.since.load(Ordering::Relaxed) & !1) / 2).max();
+        let lag = open().map(|p| now.saturating_sub(settled(p.since.load(Ordering::Relaxed))) / SEQ_STEP).max();
         (registry.0.len(), open().count(), lag.unwrap_or(0))
     }
 
@@ -447,10 +447,10 @@ unsafe fn free_publication(root: NonNull<Published>, pool: &mut Pool, release: &
     // SAFETY: alive until freed at the end.
     let published = unsafe { root.as_ref() };
     for space in published.spaces() {
-        let mut walk = space.walk_gfn();
         // SAFETY: the nodes are freed after the walk; words of the gfn tree are records, each of them there once.
         unsafe {
-            while let Some(record) = walk.next_reaching(0).and_then(|entry| NonNull::new(entry.word.cast::<Record>())) {
+            let mut walk = space.walk();
+            while let Some(record) = walk.next().and_then(|word| NonNull::new(word.cast::<Record>())) {
                 release(&record.as_ref().slot);
                 pool.free(record.cast(), RECORD_LINES);
             }

@@ -10,14 +10,31 @@ use crate::index::pool::{lines_of, LINE};
 use crate::index::range_tree::{Cursor, RangeTree};
 use crate::index::{Editor, Head, Link};
 use crate::slot::{Gfn, Memslot};
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 use std::ptr::NonNull;
 
-/// A slot as the table keeps it: at one address while any reader may hold it. One cache line.
+/// A slot as the table keeps it: at one address while any reader may hold it. One cache line. The slot stands first, so that
+/// what an index leads to is what a reader gets.
 #[repr(C, align(64))]
 pub(crate) struct Record {
-    pub(crate) link: Link,
     pub(crate) slot: Memslot,
+    pub(crate) link: Link,
+}
+
+impl Record {
+    /// # Safety
+    /// The record is alive.
+    pub(crate) unsafe fn link_of(record: NonNull<Record>) -> NonNull<Link> {
+        // SAFETY: the caller's promise; a field of what is alive is not at null.
+        unsafe { NonNull::new_unchecked(&raw mut (*record.as_ptr()).link) }
+    }
+
+    /// # Safety
+    /// The link came from `link_of`.
+    pub(crate) unsafe fn of_link(link: NonNull<Link>) -> NonNull<Record> {
+        // SAFETY: the caller's promise.
+        unsafe { link.byte_sub(offset_of!(Record, link)) }.cast()
+    }
 }
 
 pub(crate) const RECORD_LINES: usize = lines_of(size_of::<Record>());
@@ -142,14 +159,33 @@ impl Space {
         unsafe { self.ids.lowest_free() }
     }
 
-    /// A walk in order of gfn. Its words are records.
-    pub(crate) fn walk_gfn(&self) -> Cursor {
-        Cursor::new(&self.gfn)
+    /// A walk over all slots, in order of gfn. Its words are records.
+    ///
+    /// # Safety
+    /// The space is alive.
+    pub(crate) unsafe fn walk(&self) -> Cursor {
+        // SAFETY: the caller's promise.
+        unsafe { self.walk_gfn::<Baseline>(0, u64::MAX) }
     }
 
-    /// A walk in order of hva. Its words are ids.
-    pub(crate) fn walk_hva(&self) -> Cursor {
-        Cursor::new(&self.hva)
+    /// A walk over the slots with a page in `first..=last`, in order of gfn. Its words are records.
+    ///
+    /// # Safety
+    /// The space is alive, and the processor of the kind `L`.
+    #[inline(always)]
+    pub(crate) unsafe fn walk_gfn<L: Lanes>(&self, first: u64, last: u64) -> Cursor {
+        // SAFETY: the caller's promise.
+        unsafe { Cursor::new::<L, false>(&self.gfn, first, last) }
+    }
+
+    /// A walk over the slots with a page of host memory in `first..=last`, in order of hva. Its words are ids.
+    ///
+    /// # Safety
+    /// As `walk_gfn`.
+    #[inline(always)]
+    pub(crate) unsafe fn walk_hva<L: Lanes>(&self, first: u64, last: u64) -> Cursor {
+        // SAFETY: the caller's promise.
+        unsafe { Cursor::new::<L, true>(&self.hva, first, last) }
     }
 
     /// A slot other than `but` that shares a frame with `base..base + npages`.

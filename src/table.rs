@@ -308,9 +308,9 @@ impl Memslots {
         // SAFETY: the caller holds the update lock; words of the gfn tree are records.
         unsafe {
             for space in published.as_ref().spaces() {
-                let mut walk = space.walk_gfn();
-                while let Some(entry) = walk.next_reaching(0) {
-                    visit(&(*entry.word.cast::<Record>()).slot);
+                let mut walk = space.walk();
+                while let Some(word) = walk.next() {
+                    visit(&(*word.cast::<Record>()).slot);
                 }
             }
         }
@@ -379,11 +379,12 @@ impl Memslots {
         for (as_id, space) in unsafe { lock.current().as_ref() }.spaces().iter().enumerate() {
             let (count, npages, generation) = (space.count, space.npages, space.generation);
             let _ = writeln!(line, "address space {as_id}: {count} slots, {npages} pages, generation {generation}");
-            let mut walk = space.walk_gfn();
             // SAFETY: as above; words of the gfn tree are records.
-            while let Some(entry) = unsafe { walk.next_reaching(0) } {
+            let mut walk = unsafe { space.walk() };
+            // SAFETY: as above.
+            while let Some(word) = unsafe { walk.next() } {
                 // SAFETY: as above.
-                let slot = unsafe { &(*entry.word.cast::<Record>()).slot };
+                let slot = unsafe { &(*word.cast::<Record>()).slot };
                 let _ = writeln!(line, "{}", Shown(slot, self.shared.limits.page_shift));
             }
         }

@@ -310,9 +310,10 @@ impl<'a> Transaction<'a> {
     /// journal, so that hooks never see two slots in one place; its nodes are put aside.
     fn drop_absent(&mut self, old_space: Space) -> Result<()> {
         let placed = self.lock.writer.journal.len();
-        let mut walk = old_space.walk_gfn();
         // SAFETY: the old space is part of the current publication; words of the gfn tree are records.
-        while let Some(record) = unsafe { walk.next_reaching(0) }.and_then(|e| NonNull::new(e.word.cast::<Record>())) {
+        let mut walk = unsafe { old_space.walk() };
+        // SAFETY: as above.
+        while let Some(record) = unsafe { walk.next() }.and_then(|word| NonNull::new(word.cast::<Record>())) {
             let lives_on = |line: &Staged| line.old == Some(record);
             let slot = slot_of(record);
             // SAFETY: the working copy is alive.

@@ -21,7 +21,7 @@ const _: () = assert!(size_of::<memslots_hva_cache>() == size_of::<HvaCache>());
 
 /// Whether a section of the reader's is open.
 #[inline(always)]
-fn is_open(reader: &Reader) -> bool {
+pub(super) fn is_open(reader: &Reader) -> bool {
     let open = reader.is_open();
     if cfg!(debug_assertions) && !open {
         eprintln!("memslots: a lookup outside of a read-side section: a bug of the caller");
@@ -34,7 +34,7 @@ fn is_open(reader: &Reader) -> bool {
 /// # Safety
 /// NULL, or a live reader that no other thread uses now.
 #[inline(always)]
-pub(super) unsafe fn section<'a>(reader: *const Reader) -> Option<Section<'a>> {
+unsafe fn section<'a>(reader: *const Reader) -> Option<Section<'a>> {
     // SAFETY: the caller's promise.
     unsafe { reader.as_ref() }.filter(|reader| is_open(reader))?.section()
 }

@@ -9,9 +9,10 @@
 //! beats a tree up to there. A node other than those at the tree's right edge is at least a quarter full. Nodes split
 //! in halves, except at the right edge, where the left one stays full: ascending insertion leaves full nodes.
 
-use super::node::{node_lines, Entry, Lanes, Node, Page, MAX_ENTRIES};
+use super::node::{node_lines, Entry, Lanes, Node, Page, Pair, MAX_ENTRIES};
 use super::pool::LINE;
 use super::{Editor, Head};
+use std::mem::MaybeUninit;
 use std::ptr::{null, NonNull};
 
 /// Entries of a leaf. Smaller than inner nodes: an update copies a leaf for each tree, and half of it is wide enough.
@@ -453,60 +454,150 @@ unsafe fn balance(editor: &mut Editor, parent: &mut Node, index: usize) {
 
 // ---- walking ----
 
-/// A place in a tree, with the way to it from the root. Walks one tree in order, and passes by what does not reach a page.
+/// A walk over the entries of one tree that share a page with `first..=last`, in order.
+///
+/// Most walks end in the leaf that they begin in: so they begin as a lookup does, and the way from the root is noted when
+/// the leaf has no more.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Cursor {
-    nodes: [*const Node; MAX_LEVELS],
-    /// In each of them, the entry that is looked at next.
+    /// Null where the walk is over.
+    leaf: *const Node,
+    /// In the leaf, the entry that is looked at next.
+    index: u32,
+    /// Inner nodes on the way, from the root; 0 until it is noted.
+    depth: u32,
+    first: u64,
+    last: u64,
+    root: *const Node,
+    way: [MaybeUninit<*const Node>; MAX_LEVELS - 1],
+    /// In each of those, the entry behind the one that the way takes.
     indices: [u8; MAX_LEVELS],
-    /// One past the tree's largest page.
-    end: u64,
-    /// Nodes on the way; 0 where the walk is over.
-    depth: u64,
+}
+
+/// What a cursor came upon.
+pub(crate) enum Step {
+    /// The word of an entry.
+    Found(*mut u8),
+    /// An entry that does not reach `first`.
+    Passed,
+    EndOfLeaf,
+    Over,
 }
 
 impl Cursor {
-    /// A walk over all of a tree, from its start.
+    /// A walk that is over.
+    pub(crate) const OVER: Cursor = Cursor {
+        leaf: null(),
+        index: 0,
+        depth: 0,
+        first: 0,
+        last: 0,
+        root: null(),
+        way: [MaybeUninit::uninit(); MAX_LEVELS - 1],
+        indices: [0; MAX_LEVELS],
+    };
+
+    /// # Safety
+    /// The tree's nodes are alive, and the processor is of the kind `L`.
     #[inline(always)]
-    pub(crate) fn new<const MULTI: bool>(tree: &RangeTree<MULTI>) -> Cursor {
-        let mut nodes = [null(); MAX_LEVELS];
-        nodes[0] = tree.root;
-        Cursor { nodes, indices: [0; MAX_LEVELS], end: tree.end, depth: !tree.root.is_null() as u64 }
+    pub(crate) unsafe fn new<L: Lanes, const MULTI: bool>(tree: &RangeTree<MULTI>, first: u64, last: u64) -> Cursor {
+        // SAFETY: the caller's promise.
+        match unsafe { tree.first_reaching::<L>(first) } {
+            Some((leaf, index)) => Cursor { leaf, index: index as u32, first, last, root: tree.root, ..Self::OVER },
+            None => Self::OVER,
+        }
     }
 
-    /// The next entry that reaches `page`, in order. The page is the same on every call of a walk.
+    /// The word of the next entry.
     ///
     /// # Safety
     /// The nodes of the tree that the walk began on are alive.
-    pub(crate) unsafe fn next_reaching(&mut self, page: u64) -> Option<Entry> {
-        if page >= self.end {
-            return None;
+    pub(crate) unsafe fn next(&mut self) -> Option<*mut u8> {
+        loop {
+            // SAFETY: the caller's promise.
+            match unsafe { self.step() } {
+                Step::Found(word) => return Some(word),
+                Step::Over => return None,
+                Step::Passed => {}
+                // SAFETY: the caller's promise.
+                Step::EndOfLeaf => unsafe { self.next_leaf() },
+            }
         }
-        let page = Page::new(page);
+    }
+
+    /// Looks at one entry.
+    ///
+    /// # Safety
+    /// As `next`.
+    #[inline(always)]
+    pub(crate) unsafe fn step(&mut self) -> Step {
+        // SAFETY: null, or a leaf of a tree that is alive.
+        let Some(leaf) = (unsafe { self.leaf.as_ref() }) else { return Step::Over };
+        let index = self.index as usize;
+        if index >= leaf.len() {
+            return Step::EndOfLeaf;
+        }
+        // SAFETY: just compared.
+        let (Pair { start, word }, last) = unsafe { (leaf.pair(index), leaf.last_of(index)) };
+        if start > self.last {
+            self.leaf = null();
+            return Step::Over;
+        }
+        self.index += 1;
+        match last >= self.first {
+            true => Step::Found(word),
+            false => Step::Passed,
+        }
+    }
+
+    /// On to the next leaf with an entry that reaches `first`, or the walk is over.
+    ///
+    /// # Safety
+    /// As `next`.
+    #[inline(never)]
+    unsafe fn next_leaf(&mut self) {
+        if self.depth == 0 {
+            // SAFETY: the root of a tree that is alive. The way leads to the leaf that the walk began in.
+            unsafe { self.descend(&*self.root) };
+        }
         while self.depth > 0 {
             let at = self.depth as usize - 1;
-            // SAFETY: on the way from the root of a tree that is alive.
-            let node = unsafe { &*self.nodes[at] };
-            let index = match self.indices[at] {
-                // SAFETY: `page` is below the tree's end, and a node is only entered by an entry that reaches it: so
-                // does one of the node's own.
-                0 => Some(unsafe { node.index_reaching(page) }),
-                from => node.next_reaching(from as usize, page),
-            };
-            let Some(index) = index else {
+            // SAFETY: noted, as all of the way up to `depth`, and part of a tree that is alive.
+            let node = unsafe { &*self.way[at].assume_init() };
+            let Some(index) = node.next_reaching(self.indices[at] as usize, Page::new(self.first)) else {
                 self.depth -= 1;
                 continue;
             };
-            self.indices[at] = index as u8 + 1;
-            if node.is_leaf() {
-                return Some(node.entry(index));
+            if node.entry(index).start > self.last {
+                break;
             }
-            self.nodes[at + 1] = node.child(index).as_ptr();
-            self.indices[at + 1] = 0;
-            self.depth += 1;
+            self.indices[at] = index as u8 + 1;
+            // SAFETY: a child of a live node.
+            return unsafe { self.descend(node.child(index).as_ref()) };
         }
-        None
+        self.leaf = null();
+    }
+
+    /// Notes the way from `node` to the first entry below it that reaches `first`.
+    ///
+    /// # Safety
+    /// As `next`; there is such an entry.
+    unsafe fn descend(&mut self, mut node: &Node) {
+        loop {
+            // SAFETY: the caller's promise; and an inner entry reaches as far as what is below it.
+            let index = unsafe { node.index_reaching(Page::new(self.first)) };
+            if node.is_leaf() {
+                (self.leaf, self.index) = (node, index as u32);
+                return;
+            }
+            let at = self.depth as usize;
+            self.way[at].write(node);
+            self.indices[at] = index as u8 + 1;
+            self.depth += 1;
+            // SAFETY: a child of a live node.
+            node = unsafe { node.child(index).as_ref() };
+        }
     }
 }
 
@@ -559,11 +650,16 @@ mod tests {
             assert_node_sound(root, true);
         }
 
-        fn entries(&self) -> Vec<(u64, u64, usize)> {
-            let mut walk = Cursor::new(&self.tree);
+        /// The words of all entries, in order.
+        fn entries(&self) -> Vec<usize> {
+            self.between(0, u64::MAX)
+        }
+
+        fn between(&self, first: u64, last: u64) -> Vec<usize> {
             // SAFETY: the tree is alive.
-            let next = || unsafe { walk.next_reaching(0) };
-            std::iter::from_fn(next).map(|entry| (entry.start, entry.last, entry.word as usize)).collect()
+            let mut walk = unsafe { Cursor::new::<Baseline, MULTI>(&self.tree, first, last) };
+            // SAFETY: as above.
+            std::iter::from_fn(|| unsafe { walk.next() }).map(|word| word as usize).collect()
         }
     }
 
@@ -638,12 +734,11 @@ mod tests {
         for i in shuffled(499) {
             bench.insert(entry(7, 1 + i, i as usize));
         }
-        let ids = |bench: &Bench<true>| bench.entries().into_iter().map(|(.., id)| id).collect::<Vec<_>>();
-        assert_eq!(ids(&bench), (0..499).collect::<Vec<_>>());
+        assert_eq!(bench.entries(), (0..499).collect::<Vec<_>>());
         for i in (0..499).filter(|i| i % 3 != 0) {
             bench.remove(entry(7, 1 + i, i as usize));
         }
-        assert_eq!(ids(&bench), (0..499).step_by(3).collect::<Vec<_>>());
+        assert_eq!(bench.entries(), (0..499).step_by(3).collect::<Vec<_>>());
     }
 
     #[test]
@@ -654,12 +749,16 @@ mod tests {
         for i in 1..2000u64 {
             bench.insert(entry(i * 10, 5, i as usize));
         }
-        let mut walk = Cursor::new(&bench.tree);
+        assert_eq!(bench.between(19_991, 19_991), [0, 1999]);
+        // All walks of some length, over many leaves, from and to anywhere.
+        for (first, last) in (0..150).map(|i| (i * 131, i * 131 + i * 37)) {
+            let reached = (1..2000).filter(|i| i * 10 <= last && i * 10 + 4 >= first);
+            assert_eq!(
+                bench.between(first, last),
+                std::iter::once(0).chain(reached.map(|i| i as usize)).collect::<Vec<_>>()
+            );
+        }
         // SAFETY: the tree is alive.
-        let found: Vec<_> =
-            std::iter::from_fn(|| unsafe { walk.next_reaching(19_991) }).map(|e| e.word as usize).collect();
-        assert_eq!(found, [0, 1999]);
-        // SAFETY: as above.
         let (leaf, index) = unsafe { bench.tree.first_reaching::<Baseline>(50_000) }.unwrap();
         assert_eq!(leaf.pairs()[index].word as usize, 0);
     }
