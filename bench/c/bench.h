@@ -59,6 +59,8 @@ struct bench_peer {
     int (*set_flags)(void *table, const struct bench_change *, size_t n);
     // Nothing is owed afterwards: garbage is freed.
     void (*quiesce)(void *table);
+    // What the table's structures take, without what is held for later. NULL: all that it allocated.
+    size_t (*live_bytes)(void *table);
 
     // NULL: the peer has no such lookup.
     uint64_t (*query[NR_QUERIES])(void *reader, const uint64_t *queries, size_t n,

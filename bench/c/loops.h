@@ -12,6 +12,7 @@
 //   find_id(reader, id) -> const slot_t *         slot_gfn(const slot_t *)
 //   create_one, remove_one (table, const struct bench_slot *), move_one, flags_one (table,
 //   const struct bench_change *), create_all, move_all
+//   live_bytes(table), with HAS_LIVE_BYTES, where malloc's count is not what its structures take
 //
 // src/loops.rs says the same in Rust. Knows nothing of any peer's insides.
 
@@ -255,6 +256,15 @@ static void quiesce_entry(void *table)
     quiesce(table);
 }
 
+#ifdef HAS_LIVE_BYTES
+static size_t live_bytes_entry(void *table)
+{
+    return live_bytes(table);
+}
+#else
+#define live_bytes_entry NULL
+#endif
+
 __attribute__((visibility("default"))) const struct bench_peer bench_peer = {
     .name = PEER_NAME,
     .table_new = table_new_entry,
@@ -268,6 +278,7 @@ __attribute__((visibility("default"))) const struct bench_peer bench_peer = {
     .move_all = move_all_entry,
     .set_flags = flags_entry,
     .quiesce = quiesce_entry,
+    .live_bytes = live_bytes_entry,
     .query =
         {
             [QUERY_GFN] = gfn_loop_entry,

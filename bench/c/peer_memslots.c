@@ -62,6 +62,16 @@ static void quiesce(struct memslots *memslots)
     memslots_synchronize(memslots);
 }
 
+// Nodes, records and tables of ids; not the rest of the pool's chunk, nor what waits to be used again.
+static size_t live_bytes(struct memslots *memslots)
+{
+    struct memslots_stats stats;
+    if (memslots_get_stats(memslots, &stats, sizeof(stats)))
+        return 0;
+    return stats.index_bytes - stats.garbage_bytes;
+}
+#define HAS_LIVE_BYTES
+
 static inline struct memslots_region region_of(const struct bench_slot *slot)
 {
     return (struct memslots_region){

@@ -3,7 +3,7 @@
 //! The rows that look something up: standing tables, one for each peer, the same queries to all.
 //! Every answer is compared with the expected one before anything is timed.
 
-use crate::measure::{race, time, Contender};
+use crate::measure::{race, time, Contender, Turn, STRETCHES};
 use crate::peer::{many_readers, Peer, Query, Reader, Table};
 use crate::report::Results;
 use crate::workload::{Layout, Order, Shape, TOTAL_PAGES};
@@ -41,7 +41,7 @@ pub const ROWS: &[Row] = &[
     Row { only: Some(Shape::Adjacent), ..row("Unmap 2M", Query::Hva2M, Order::Steps2M) },
 ];
 
-const QUERIES: usize = 16_384;
+const QUERIES: usize = 65_536;
 /// Answers compared for each peer and row; QEMU's scans set the limit.
 const CHECKED: usize = 1_000;
 
@@ -86,7 +86,7 @@ struct Window<'q> {
     queries: &'q [u64],
     at: usize,
     length: usize,
-    repeats: usize,
+    slice_ns: f64,
 }
 
 impl<'q> Window<'q> {
@@ -94,26 +94,27 @@ impl<'q> Window<'q> {
         let probe = &queries[..queries.len().min(64)];
         run(probe);
         let each = time(|| run(probe)) / probe.len() as f64;
-        let wanted = (slice_ns / each).max(32.0) as usize;
-        let length = wanted.min(queries.len());
-        Self { queries, at: 0, length, repeats: (wanted / length).max(1) }
+        let wanted = (slice_ns / STRETCHES as f64 / each).max(8.0) as usize;
+        let windows = queries.len().div_ceil(wanted);
+        Self { queries, at: 0, length: queries.len().div_ceil(windows), slice_ns }
     }
 
     fn next(&mut self) -> &'q [u64] {
-        if self.at + self.length > self.queries.len() {
-            self.at = 0;
-        }
-        let window = &self.queries[self.at..self.at + self.length];
-        self.at += self.length;
+        let end = (self.at + self.length).min(self.queries.len());
+        let window = &self.queries[self.at..end];
+        self.at = end % self.queries.len();
         window
     }
 
-    /// One turn: a warm-up on a part, then the timed loops.
-    fn turn(&mut self, mut run: impl FnMut(&[u64])) -> (f64, usize) {
-        let window = self.next();
-        run(&window[..(window.len() / 8).max(1)]);
-        let ns = time(|| (0..self.repeats).for_each(|_| run(window)));
-        (ns, window.len() * self.repeats)
+    /// One turn: a warm-up, then the timed loops.
+    fn turn(&mut self, mut run: impl FnMut(&[u64])) -> f64 {
+        run(self.next());
+        let mut turn = Turn::new(self.slice_ns);
+        while !turn.is_over() {
+            let window = self.next();
+            turn.add(time(|| run(window)), window.len());
+        }
+        turn.cost()
     }
 }
 
@@ -146,12 +147,15 @@ pub fn measure(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results
                 continue;
             }
             check(reader, peer, layout, row)?;
-            let run = move |queries: &[u64]| {
-                reader.run(row.query, queries);
-            };
-            let mut window = Window::fitting(&queries, settings.slice_ns, run);
-            let run = Box::new(move || window.turn(run));
-            contenders.push(Contender { name: peer.name(), sampled: false, run });
+            let locked = peer.locked.filter(|_| row.query == Query::Gfn && row.order == Order::Random);
+            let ways = [(peer.name(), row.query)].into_iter().chain(locked.map(|name| (name, Query::GfnSection)));
+            for (name, query) in ways {
+                let run = move |queries: &[u64]| {
+                    reader.run(query, queries);
+                };
+                let mut window = Window::fitting(&queries, settings.slice_ns, run);
+                contenders.push(Contender { name, sampled: false, run: Box::new(move || window.turn(run)) });
+            }
         }
         results.add(row.name, layout.shape, layout.n(), race(contenders, settings.rounds));
     }

@@ -127,6 +127,7 @@ impl<S: Structure> Loops<S> {
         move_all: Self::move_all,
         set_flags: if S::HAS_FLAGS { Some(Self::set_flags) } else { None },
         quiesce: Self::reader_free,
+        live_bytes: None,
         query: [
             Some(Self::gfn),
             Some(Self::gfn),

@@ -99,7 +99,7 @@ impl Field {
         others.push(builder.plain("peer_array")?.peer.linear());
         others.push(builder.plain("peer_qemu")?.peer.linear());
         others.push(Peer::new(&VM_MEMORY).linear().concurrent());
-        others.push(Peer::new(&MAPS).concurrent().transactional());
+        others.push(Peer::new(&MAPS).concurrent().transactional().locked("BTreeMap+lock"));
         others.retain(|peer| only.is_empty() || only.iter().any(|name| name == peer.name()));
         Ok(Self {
             memslots: builder.memslots(false)?,

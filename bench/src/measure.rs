@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Timing: rounds in which every peer has its turn, medians with quartiles, ratios taken within a
-//! round so that a machine that drifts carries all peers along. Knows no peer and no row.
+//! round so that a machine that drifts carries all peers along; turns in stretches, so that an
+//! interruption spoils one of them and not the turn. Knows no peer and no row.
 
 use std::time::Instant;
 
@@ -29,12 +30,58 @@ impl Summary {
     }
 }
 
-/// One peer's part in a row: runs it once and tells (nanoseconds, operations).
+/// One turn, looked at in stretches.
+pub struct Turn {
+    slice_ns: f64,
+    done: Vec<(f64, usize)>,
+    open: (f64, usize),
+    total_ns: f64,
+}
+
+/// Stretches of a turn that takes as long as it should.
+pub const STRETCHES: usize = 16;
+/// Below this an interrupted stretch cannot be told from the others.
+const FEWEST: usize = 3;
+
+impl Turn {
+    pub fn new(slice_ns: f64) -> Self {
+        Self { slice_ns, done: Vec::new(), open: (0.0, 0), total_ns: 0.0 }
+    }
+
+    /// Takes up what was timed between two looks at the clock; short ones make a stretch together.
+    pub fn add(&mut self, ns: f64, operations: usize) {
+        self.total_ns += ns;
+        self.open = (self.open.0 + ns, self.open.1 + operations);
+        if self.open.0 >= self.slice_ns / STRETCHES as f64 {
+            self.done.push(std::mem::take(&mut self.open));
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.total_ns >= self.slice_ns && self.done.len() >= FEWEST
+    }
+
+    /// Nanoseconds an operation. Each stretch counts with the median of its own cost and its two
+    /// neighbours': one that was interrupted counts as they do, and a cost that rises or falls
+    /// steadily, as of a table that grows, is not bent.
+    pub fn cost(&self) -> f64 {
+        let costs: Vec<f64> = self.done.iter().map(|(ns, operations)| ns / *operations as f64).collect();
+        let last = costs.len() - 1;
+        let calm = |at: usize| {
+            let first = at.saturating_sub(1).min(last.saturating_sub(2));
+            Summary::of(&costs[first..=(first + 2).min(last)]).median
+        };
+        let ns: f64 = self.done.iter().enumerate().map(|(at, (_, operations))| calm(at) * *operations as f64).sum();
+        ns / self.done.iter().map(|(_, operations)| *operations as f64).sum::<f64>()
+    }
+}
+
+/// One peer's part in a row: has one turn and tells nanoseconds an operation.
 pub struct Contender<'a> {
     pub name: &'static str,
     /// Measured on a part of the work, see `updates.rs`.
     pub sampled: bool,
-    pub run: Box<dyn FnMut() -> (f64, usize) + 'a>,
+    pub run: Box<dyn FnMut() -> f64 + 'a>,
 }
 
 pub struct Outcome {
@@ -52,8 +99,7 @@ pub fn race(mut contenders: Vec<Contender<'_>>, rounds: usize) -> Vec<Outcome> {
     for round in 0..rounds {
         for turn in 0..count {
             let index = (round + turn) % count;
-            let (ns, operations) = (contenders[index].run)();
-            samples[index].push(ns / operations as f64);
+            samples[index].push((contenders[index].run)());
         }
     }
     let outcome = |(contender, own): (&Contender<'_>, &Vec<f64>)| {
@@ -102,14 +148,42 @@ mod tests {
                 sampled: false,
                 run: Box::new(|| {
                     step += 1.0;
-                    (step, 1)
+                    step
                 }),
             },
-            Contender { name: "steady", sampled: false, run: Box::new(|| (20.0, 10)) },
+            Contender { name: "steady", sampled: false, run: Box::new(|| 2.0) },
         ];
         let outcomes = race(contenders, 3);
         assert_eq!(outcomes[0].summary.median, 2.0);
         assert_eq!(outcomes[1].summary.median, 2.0);
         assert_eq!(outcomes[1].ratio, 1.0);
+    }
+
+    fn turn(costs: &[f64]) -> Turn {
+        let mut turn = Turn::new(1.0);
+        costs.iter().for_each(|&ns| turn.add(ns * 10.0, 10));
+        turn
+    }
+
+    #[test]
+    fn an_interrupted_stretch_does_not_count() {
+        assert_eq!(turn(&[2.0, 2.0, 900.0, 2.0]).cost(), 2.0);
+        assert_eq!(turn(&[900.0, 2.0, 2.0, 2.0, 2.0, 900.0]).cost(), 2.0);
+    }
+
+    #[test]
+    fn a_cost_that_rises_is_not_bent() {
+        let cost = turn(&(0..64).map(f64::from).collect::<Vec<_>>()).cost();
+        assert!((cost - 31.5).abs() < 0.1, "{cost}");
+    }
+
+    #[test]
+    fn short_pieces_make_a_stretch_together() {
+        let mut turn = Turn::new(160.0);
+        (0..9).for_each(|_| turn.add(4.0, 2));
+        assert_eq!((turn.done.len(), turn.is_over()), (3, false));
+        (0..40).for_each(|_| turn.add(4.0, 2));
+        assert!(turn.is_over());
+        assert_eq!(turn.cost(), 2.0);
     }
 }

@@ -65,6 +65,7 @@ pub struct Vtable {
     pub move_all: Updates<Change>,
     pub set_flags: Option<Updates<Change>>,
     pub quiesce: unsafe extern "C" fn(*mut c_void),
+    pub live_bytes: Option<unsafe extern "C" fn(*mut c_void) -> usize>,
     pub query: [Option<Lookups>; NR_QUERIES],
     pub many_readers: unsafe extern "C" fn(*const *mut c_void, usize, *const u64, usize, c_int) -> u64,
     pub read_until: unsafe extern "C" fn(*mut c_void, *const u64, usize, usize, *const c_int) -> u64,
@@ -84,6 +85,9 @@ pub struct Peer {
     pub concurrent: bool,
     /// Many changes are one transaction, all seen at once.
     pub transactions: bool,
+    /// Its sections hold a lock: what it is called where it takes the lock for each lookup, as whoever lets
+    /// a writer in has to.
+    pub locked: Option<&'static str>,
 }
 
 /// What the peer answered to an update.
@@ -101,7 +105,7 @@ impl std::error::Error for Refused {}
 impl Peer {
     /// `vtable` holds what `bench.h` demands: every entry sound for the pointers it hands out.
     pub fn new(vtable: &'static Vtable) -> Self {
-        Self { vtable, linear_updates: false, concurrent: false, transactions: false }
+        Self { vtable, linear_updates: false, concurrent: false, transactions: false, locked: None }
     }
 
     pub fn linear(mut self) -> Self {
@@ -116,6 +120,11 @@ impl Peer {
 
     pub fn transactional(mut self) -> Self {
         self.transactions = true;
+        self
+    }
+
+    pub fn locked(mut self, name: &'static str) -> Self {
+        self.locked = Some(name);
         self
     }
 
@@ -211,6 +220,12 @@ impl Table {
     pub fn set_flags(&self, changes: &[Change]) -> Result<(), Refused> {
         let entry = self.peer.vtable.set_flags.expect("a peer with flags");
         self.update(entry, changes)
+    }
+
+    /// What its structures take, where the peer can tell that from what it holds for later.
+    pub fn live_bytes(&self) -> Option<usize> {
+        // SAFETY: the table is alive.
+        self.peer.vtable.live_bytes.map(|entry| unsafe { entry(self.raw) })
     }
 
     pub fn quiesce(&self) {

@@ -39,6 +39,8 @@ pub const TARGETS: &[Target] = &[
     // QEMU's array.
     Target { row: "gfn random", peer: "qemu", sizes: &[(10, 2.2, NONE), (50, 2.6, NONE), (509, 8.0, NONE), (8194, 90.0, NONE), (32764, 480.0, NONE)] },
     Target { row: "hva 4 KiB", peer: "qemu", sizes: &[(10, 1.6, NONE), (50, 2.4, NONE), (509, 13.0, NONE), (8194, 250.0, NONE), (32764, 800.0, NONE)] },
+    // A BTreeMap under an RwLock that is taken for each lookup.
+    Target { row: "gfn random", peer: "BTreeMap+lock", sizes: &[(509, 4.0, NONE), (32764, 4.0, NONE)] },
     // vm-memory, its guard held.
     Target { row: "gfn random", peer: "vm-memory", sizes: &[(10, 1.6, NONE), (50, 1.25, NONE), (509, 1.7, NONE), (8194, 2.6, NONE), (32764, 4.0, NONE)] },
     Target { row: "move", peer: "vm-memory", sizes: &[(10, 3.6, NONE), (50, 5.3, NONE), (509, 30.0, NONE), (8194, 370.0, NONE), (32764, 1300.0, NONE)] },

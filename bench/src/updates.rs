@@ -4,15 +4,17 @@
 //! compared with what it must leave before anything is timed.
 
 use crate::lookups::{check, max_slots, Row, Settings, ROWS};
-use crate::measure::{race, time, Contender, Summary};
+use crate::measure::{race, time, Contender, Summary, Turn};
 use crate::peer::{Change, Peer, Query, Slot, Table, NO_ANSWER};
 use crate::report::{Cell, Results};
-use crate::workload::{Layout, Order, Shape};
+use crate::workload::{Kind, Layout, Order, Shape, Walk};
 use anyhow::{ensure, Context, Result};
 
 /// From here on a peer whose updates follow the table is measured on a sample.
 const LINEAR_LIMIT: usize = 2_000;
 const SAMPLE: usize = 32;
+/// Updates between two looks at the clock, so that an interruption does not spoil a whole table.
+const PIECE: usize = 64;
 
 /// One peer with the slots it creates and deletes in a cycle. Sampled: half of the slots stand
 /// already, which is what building the whole costs on average where cost follows size.
@@ -37,21 +39,29 @@ impl Site {
         Ok(Self { table, removed: created.clone(), created, sampled })
     }
 
-    fn cycle(&self, create: impl Fn(&Table, &[Slot])) -> (f64, f64) {
-        let created = time(|| create(&self.table, &self.created));
-        let removed = time(|| must(self.table.remove(&self.removed)));
-        (created, removed)
+    /// Creates and deletes all, and lets the turn know of the part that it is about.
+    fn cycle(&self, part: Part, turn: &mut Turn) {
+        let pieces = if part == Part::CreateAll { self.created.len() } else { PIECE };
+        for slots in self.created.chunks(pieces) {
+            let ns = time(|| part.create(&self.table, slots));
+            if part != Part::Remove {
+                turn.add(ns, slots.len());
+            }
+        }
+        for slots in self.removed.chunks(PIECE) {
+            let ns = time(|| must(self.table.remove(slots)));
+            if part == Part::Remove {
+                turn.add(ns, slots.len());
+            }
+        }
     }
 
-    /// Cycles until `part` of them took the slice.
-    fn turn(&self, slice_ns: f64, part: Part) -> (f64, usize) {
-        let (mut ns, mut operations) = (0.0, 0);
-        while ns < slice_ns {
-            let (created, removed) = self.cycle(part.create());
-            ns += if part == Part::Remove { removed } else { created };
-            operations += self.created.len();
+    fn turn(&self, slice_ns: f64, part: Part) -> f64 {
+        let mut turn = Turn::new(slice_ns);
+        while !turn.is_over() {
+            self.cycle(part, &mut turn);
         }
-        (ns, operations)
+        turn.cost()
     }
 }
 
@@ -63,11 +73,11 @@ enum Part {
 }
 
 impl Part {
-    fn create(self) -> fn(&Table, &[Slot]) {
-        match self {
-            Part::CreateAll => |table, slots| must(table.create_all(slots)),
-            _ => |table, slots| must(table.create(slots)),
-        }
+    fn create(self, table: &Table, slots: &[Slot]) {
+        must(match self {
+            Part::CreateAll => table.create_all(slots),
+            _ => table.create(slots),
+        });
     }
 }
 
@@ -121,7 +131,7 @@ fn create_and_delete(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, r
             }
             let name = site.table.peer().name();
             if part == Part::CreateAll && site.sampled {
-                let run = Box::new(|| create_all_afresh(site, layout));
+                let run = Box::new(|| create_all_afresh(site, layout, settings.slice_ns));
                 contenders.push(Contender { name, sampled: false, run });
                 continue;
             }
@@ -133,43 +143,61 @@ fn create_and_delete(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, r
     Ok(())
 }
 
-fn create_all_afresh(site: &Site, layout: &Layout) -> (f64, usize) {
-    let table = site.table.peer().table(max_slots(layout.n()));
-    (time(|| must(table.create_all(&layout.slots))), layout.n())
+fn create_all_afresh(site: &Site, layout: &Layout, slice_ns: f64) -> f64 {
+    let mut turn = Turn::new(slice_ns);
+    while !turn.is_over() {
+        let table = site.table.peer().table(max_slots(layout.n()));
+        turn.add(time(|| must(table.create_all(&layout.slots))), layout.n());
+    }
+    turn.cost()
 }
 
-/// Moves and flags changes on standing tables with a registered reader.
+type Apply = fn(&Table, &[Change]) -> Result<(), crate::peer::Refused>;
+
+fn apply(kind: Kind) -> Apply {
+    match kind {
+        Kind::Move => Table::move_slots,
+        Kind::Flags => Table::set_flags,
+    }
+}
+
+/// The walk's next changes, timed in pieces; making them up is not.
+fn walk_on(table: &Table, walk: &mut Walk<'_>, apply: Apply, slice_ns: f64) -> f64 {
+    let piece = if table.peer().linear_updates { SAMPLE } else { PIECE };
+    let mut turn = Turn::new(slice_ns);
+    let mut changes = Vec::with_capacity(piece);
+    while !turn.is_over() {
+        changes.clear();
+        changes.extend(walk.take(piece));
+        turn.add(time(|| must(apply(table, &changes))), changes.len());
+    }
+    turn.cost()
+}
+
+/// Moves and flags changes on standing tables with a registered reader: the same walk for every peer.
 fn changes(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results: &mut Results) -> Result<()> {
-    type Apply = fn(&Table, &[Change]) -> Result<(), crate::peer::Refused>;
-    type Sequence = fn(&Layout, usize, usize) -> (Vec<Change>, usize);
-    let rows: [(&str, Sequence, Apply); 2] =
-        [("move", Layout::moves, Table::move_slots), ("flags only", Layout::flag_changes, Table::set_flags)];
-    let rows = rows.iter().filter(|(name, _, _)| (settings.wanted)(name));
-    for (name, sequence, apply) in rows {
-        let has = |peer: &&Peer| *name != "flags only" || peer.has_flags();
+    let rows = [("move", Kind::Move), ("flags only", Kind::Flags)];
+    for (name, kind) in rows.into_iter().filter(|(name, _)| (settings.wanted)(name)) {
+        let has = |peer: &&Peer| kind == Kind::Move || peer.has_flags();
         let peers: Vec<Peer> = peers.iter().filter(has).copied().collect();
         let tables = crate::lookups::filled(&peers, layout)?;
         let _readers: Vec<_> = tables.iter().map(Table::reader).collect();
-        let all = sequence(layout, 1024, 2048);
-        let some = sequence(layout, SAMPLE, SAMPLE);
+        let apply = apply(kind);
+        let mut walks: Vec<Walk<'_>> = tables.iter().map(|_| layout.walk(kind)).collect();
         let mut contenders = Vec::new();
-        for table in &tables {
-            let sampled = table.peer().linear_updates && layout.n() > LINEAR_LIMIT;
-            let (changes, cycle) = if sampled { &some } else { &all };
-            apply(table, &changes[..*cycle])?;
+        for (table, walk) in tables.iter().zip(&mut walks) {
+            let begin: Vec<Change> = walk.take(SAMPLE).collect();
+            apply(table, &begin)?;
+            apply(table, &walk.home())?;
             check_table(table, layout)?;
-            let run = Box::new(move || {
-                let (mut ns, mut operations) = (0.0, 0);
-                while ns < settings.slice_ns {
-                    ns += time(|| must(apply(table, changes)));
-                    operations += changes.len();
-                }
-                (ns, operations)
-            });
-            contenders.push(Contender { name: table.peer().name(), sampled, run });
+            let run = Box::new(move || walk_on(table, walk, apply, settings.slice_ns));
+            contenders.push(Contender { name: table.peer().name(), sampled: false, run });
         }
         results.add(name, layout.shape, layout.n(), race(contenders, settings.rounds));
-        tables.iter().try_for_each(|table| check_table(table, layout))?;
+        for (table, walk) in tables.iter().zip(&mut walks) {
+            apply(table, &walk.home())?;
+            check_table(table, layout)?;
+        }
     }
     Ok(())
 }
@@ -199,12 +227,11 @@ fn series(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results: &mu
         for (table, reader) in tables.iter().zip(&readers) {
             let plan = MovePlan::new(layout, active);
             let run = Box::new(move || {
-                let (mut ns, mut operations) = (0.0, 0);
-                while ns < settings.slice_ns {
-                    ns += time(|| plan.run(table, reader));
-                    operations += 2;
+                let mut turn = Turn::new(settings.slice_ns);
+                while !turn.is_over() {
+                    turn.add(time(|| plan.run(table, reader)), 2);
                 }
-                (ns, operations)
+                turn.cost()
             });
             contenders.push(Contender { name: table.peer().name(), sampled: false, run });
         }
@@ -214,15 +241,16 @@ fn series(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, results: &mu
 }
 
 /// Every slot created, ascending, in a table that is new each time.
-fn setup(site: &Site, slice_ns: f64) -> (f64, usize) {
-    let (mut ns, mut operations) = (0.0, 0);
-    while ns < slice_ns {
+fn setup(site: &Site, slice_ns: f64) -> f64 {
+    let mut turn = Turn::new(slice_ns);
+    while !turn.is_over() {
         let table = site.table.peer().table(max_slots(site.created.len()));
         let _reader = table.reader();
-        ns += time(|| must(table.create(&site.created)));
-        operations += site.created.len();
+        for slots in site.created.chunks(PIECE) {
+            turn.add(time(|| must(table.create(slots))), slots.len());
+        }
     }
-    (ns, operations)
+    turn.cost()
 }
 
 /// A slot that goes and comes back while a vCPU reads 32 pages after each step: pages of that slot
@@ -258,9 +286,8 @@ impl MovePlan {
     }
 }
 
-/// Bytes that a table of n slots keeps allocated, whatever it keeps them for.
+/// Bytes of a table of n slots: what its indexes and records take, and all that is allocated for it.
 fn bytes(peers: &[Peer], layout: &Layout, results: &mut Results) -> Result<()> {
-    const ROW: &str = "bytes a slot";
     let mut ours = None;
     for peer in peers {
         let before = allocated();
@@ -272,18 +299,22 @@ fn bytes(peers: &[Peer], layout: &Layout, results: &mut Results) -> Result<()> {
         }
         table.quiesce();
         let held = allocated().checked_sub(before).context("memory that only grows")?;
-        let each = held as f64 / layout.n() as f64;
-        let ratio = each / *ours.get_or_insert(each);
-        results.cells.push(Cell {
-            row: ROW.into(),
-            layout: layout.shape,
-            n: layout.n(),
-            peer: peer.name().into(),
-            unit: "bytes".into(),
-            summary: Summary::of(&[each]),
-            ratio,
-            sampled: false,
-        });
+        let each = [table.live_bytes().unwrap_or(held), held].map(|bytes| bytes as f64 / layout.n() as f64);
+        let ours = *ours.get_or_insert(each);
+        for (row, (each, ours)) in
+            ["bytes a slot", "bytes a slot, allocated"].into_iter().zip(each.into_iter().zip(ours))
+        {
+            results.cells.push(Cell {
+                row: row.into(),
+                layout: layout.shape,
+                n: layout.n(),
+                peer: peer.name().into(),
+                unit: "bytes".into(),
+                summary: Summary::of(&[each]),
+                ratio: each / ours,
+                sampled: false,
+            });
+        }
     }
     Ok(())
 }
@@ -314,14 +345,11 @@ pub fn once(peer: &Peer, layout: &Layout, name: &str, operations: usize) -> Resu
         "create one by one" | "delete one by one" => Part::Create,
         "create, one transaction" => Part::CreateAll,
         "move" | "flags only" => {
+            let kind = if name == "move" { Kind::Move } else { Kind::Flags };
             let table = crate::lookups::filled(std::slice::from_ref(peer), layout)?.remove(0);
             let _reader = table.reader();
-            let (changes, _) = match name {
-                "move" => layout.moves(1024, operations),
-                _ => layout.flag_changes(1024, operations),
-            };
-            let apply = if name == "move" { Table::move_slots } else { Table::set_flags };
-            apply(&table, &changes)?;
+            let changes: Vec<Change> = layout.walk(kind).take(operations).collect();
+            apply(kind)(&table, &changes)?;
             return Ok(Some(changes.len()));
         }
         _ => return Ok(None),
@@ -329,8 +357,7 @@ pub fn once(peer: &Peer, layout: &Layout, name: &str, operations: usize) -> Resu
     let site = Site::new(peer, layout)?;
     let _reader = site.table.reader();
     let cycles = operations.div_ceil(site.created.len());
-    (0..cycles).for_each(|_| {
-        site.cycle(part.create());
-    });
+    let mut turn = Turn::new(0.0);
+    (0..cycles).for_each(|_| site.cycle(part, &mut turn));
     Ok(Some(cycles * site.created.len()))
 }

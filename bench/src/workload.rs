@@ -198,24 +198,18 @@ impl Layout {
     /// another order. At least `count` of them; the length of a cycle is the second value.
     pub fn moves(&self, slots: usize, count: usize) -> (Vec<Change>, usize) {
         let far = self.far();
-        self.cycles(slots, count, |slot| Change {
-            old_gfn: slot.gfn,
-            new_gfn: slot.gfn + far,
-            npages: slot.npages,
-            id: slot.id,
-            flags: 0,
-        })
+        self.cycles(slots, count, |slot| Change { new_gfn: slot.gfn + far, ..at_home(slot) })
     }
 
     /// Dirty logging on for up to `slots` slots, then off: in cycles, as `moves`.
     pub fn flag_changes(&self, slots: usize, count: usize) -> (Vec<Change>, usize) {
-        self.cycles(slots, count, |slot| Change {
-            old_gfn: slot.gfn,
-            new_gfn: slot.gfn,
-            npages: slot.npages,
-            id: slot.id,
-            flags: LOG_DIRTY_PAGES,
-        })
+        self.cycles(slots, count, |slot| Change { flags: LOG_DIRTY_PAGES, ..at_home(slot) })
+    }
+
+    /// Moves, or flags changes, without an end.
+    pub fn walk(&self, kind: Kind) -> Walk<'_> {
+        let rng = Rng::with_seed(SEED ^ 0x1234);
+        Walk { slots: &self.slots, kind, far: self.far(), away: vec![false; self.n()], rng }
     }
 
     fn cycles(&self, slots: usize, count: usize, there: impl Fn(&Slot) -> Change) -> (Vec<Change>, usize) {
@@ -231,6 +225,61 @@ impl Layout {
         }
         (changes, per_cycle * 2)
     }
+}
+
+/// What a walk changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Move,
+    Flags,
+}
+
+/// Any slot, whenever it was last changed: to a far place (or to dirty logging) if it is at home, else
+/// back. Not in permutations and not among a few: a table whose cost depends on how recently a slot was
+/// changed, as a hash chain's does, would fare better or worse than with changes that come as they come.
+pub struct Walk<'l> {
+    slots: &'l [Slot],
+    kind: Kind,
+    far: u64,
+    away: Vec<bool>,
+    rng: Rng,
+}
+
+impl Walk<'_> {
+    fn change(&mut self, index: usize) -> Change {
+        let slot = self.slots[index];
+        let there = match self.kind {
+            Kind::Move => Change { new_gfn: slot.gfn + self.far, ..at_home(&slot) },
+            Kind::Flags => Change { flags: LOG_DIRTY_PAGES, ..at_home(&slot) },
+        };
+        let was_away = self.away[index];
+        self.away[index] = !was_away;
+        if was_away {
+            back(&there)
+        } else {
+            there
+        }
+    }
+
+    /// What takes every slot home.
+    pub fn home(&mut self) -> Vec<Change> {
+        let mut gone: Vec<usize> = (0..self.slots.len()).filter(|&index| self.away[index]).collect();
+        self.rng.shuffle(&mut gone);
+        gone.into_iter().map(|index| self.change(index)).collect()
+    }
+}
+
+impl Iterator for Walk<'_> {
+    type Item = Change;
+
+    fn next(&mut self) -> Option<Change> {
+        let index = self.rng.usize(..self.slots.len());
+        Some(self.change(index))
+    }
+}
+
+fn at_home(slot: &Slot) -> Change {
+    Change { old_gfn: slot.gfn, new_gfn: slot.gfn, npages: slot.npages, id: slot.id, flags: 0 }
 }
 
 fn times<T>(count: usize, make: impl FnMut() -> T) -> Vec<T> {
@@ -275,6 +324,22 @@ mod tests {
             }
             assert!(layout.slots.iter().all(|slot| gfns[slot.id as usize] == slot.gfn));
         }
+    }
+
+    #[test]
+    fn a_walk_goes_everywhere_and_home() {
+        let layout = Layout::new(Shape::Holes, 100);
+        let mut walk = layout.walk(Kind::Move);
+        let mut gfns: Vec<u64> = layout.slots.iter().map(|slot| slot.gfn).collect();
+        let mut visits = [0; 100];
+        let changes: Vec<Change> = walk.by_ref().take(10_001).collect();
+        for change in changes.into_iter().chain(walk.home()) {
+            assert_eq!(gfns[change.id as usize], change.old_gfn);
+            gfns[change.id as usize] = change.new_gfn;
+            visits[change.id as usize] += 1;
+        }
+        assert!(layout.slots.iter().all(|slot| gfns[slot.id as usize] == slot.gfn));
+        assert!(visits.iter().all(|visits| (50..150).contains(visits)), "{visits:?}");
     }
 
     #[test]
