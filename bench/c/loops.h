@@ -26,6 +26,14 @@
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
+// A loop that stays one function of its own, even where another compiles to the same: profilers and
+// count-instructions go by its name.
+#ifdef __clang__
+#define LOOP static __attribute__((noinline))
+#else
+#define LOOP static __attribute__((noipa))
+#endif
+
 // The compiler must have this value in hand here, and may not look through it.
 #define consume(value) __asm__ volatile("" : "+r"(value))
 
@@ -120,8 +128,7 @@ VALUE_LOOP(hva_2m_loop, hva_range(reader, query, query + 0x1fffff))
 
 // The entry of a loop in the table: with and without answers are two compilations.
 #define ENTRY(loop)                                                                                \
-    static uint64_t loop##_entry(void *reader, const uint64_t *queries, size_t n,                  \
-                                 uint64_t *answers)                                                \
+    LOOP uint64_t loop##_entry(void *reader, const uint64_t *queries, size_t n, uint64_t *answers) \
     {                                                                                              \
         section_begin(reader);                                                                     \
         uint64_t sum =                                                                             \
@@ -139,15 +146,14 @@ ENTRY(hva_gfn_loop)
 ENTRY(hva_4k_loop)
 ENTRY(hva_2m_loop)
 
-static uint64_t section_loop_entry(void *reader, const uint64_t *queries, size_t n,
-                                   uint64_t *answers)
+LOOP uint64_t section_loop_entry(void *reader, const uint64_t *queries, size_t n, uint64_t *answers)
 {
     return answers ? section_loop(reader, queries, n, answers)
                    : section_loop(reader, queries, n, NULL);
 }
 
-static uint64_t many_readers_entry(void *const *readers, size_t nr, const uint64_t *queries,
-                                   size_t n, int own)
+LOOP uint64_t many_readers_entry(void *const *readers, size_t nr, const uint64_t *queries, size_t n,
+                                 int own)
 {
     struct reader *const *all = (struct reader *const *)readers;
     uint64_t hits = 0;
@@ -165,8 +171,8 @@ static uint64_t many_readers_entry(void *const *readers, size_t nr, const uint64
     return hits;
 }
 
-static uint64_t read_until_entry(void *reader, const uint64_t *queries, size_t n,
-                                 size_t per_section, const int *stop)
+LOOP uint64_t read_until_entry(void *reader, const uint64_t *queries, size_t n, size_t per_section,
+                               const int *stop)
 {
     uint64_t done = 0;
     for (size_t i = 0; !__atomic_load_n(stop, __ATOMIC_RELAXED); i += per_section) {
@@ -189,8 +195,8 @@ static size_t histogram_bucket(uint64_t ticks)
     return bucket < HISTOGRAM_BUCKETS ? bucket : HISTOGRAM_BUCKETS - 1;
 }
 
-static void sample_until_entry(void *reader, const uint64_t *queries, size_t n, uint64_t *histogram,
-                               const int *stop)
+LOOP void sample_until_entry(void *reader, const uint64_t *queries, size_t n, uint64_t *histogram,
+                             const int *stop)
 {
     unsigned cpu;
     for (size_t i = 0; !__atomic_load_n(stop, __ATOMIC_RELAXED); i = i + 1 == n ? 0 : i + 1) {
@@ -206,7 +212,7 @@ static void sample_until_entry(void *reader, const uint64_t *queries, size_t n, 
 }
 
 #define UPDATE_LOOP(name, one, what)                                                               \
-    static int name(void *table, const struct what *items, size_t n)                               \
+    LOOP int name(void *table, const struct what *items, size_t n)                                 \
     {                                                                                              \
         for (size_t i = 0; i < n; i++) {                                                           \
             int error = one(table, &items[i]);                                                     \
@@ -221,12 +227,12 @@ UPDATE_LOOP(remove_entry, remove_one, bench_slot)
 UPDATE_LOOP(move_entry, move_one, bench_change)
 UPDATE_LOOP(flags_entry, flags_one, bench_change)
 
-static int create_all_entry(void *table, const struct bench_slot *slots, size_t n)
+LOOP int create_all_entry(void *table, const struct bench_slot *slots, size_t n)
 {
     return create_all(table, slots, n);
 }
 
-static int move_all_entry(void *table, const struct bench_change *changes, size_t n)
+LOOP int move_all_entry(void *table, const struct bench_change *changes, size_t n)
 {
     return move_all(table, changes, n);
 }
