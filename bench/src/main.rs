@@ -9,6 +9,7 @@ mod histogram;
 mod kvm;
 mod lookups;
 mod loops;
+mod markdown;
 mod measure;
 mod peer;
 mod plots;
@@ -32,7 +33,7 @@ use workload::{Layout, Shape};
 /// Measures libmemslots against the structures it replaces.
 #[derive(Parser)]
 struct Options {
-    /// Less than a minute: fewer sizes, fewer rounds.
+    /// About a minute: fewer sizes, fewer rounds.
     #[arg(long)]
     quick: bool,
     /// Sizes of the tables.
@@ -53,6 +54,9 @@ struct Options {
     /// Where the results go.
     #[arg(long, default_value_os_t = build_peers::crate_dir().join("results.json"))]
     out: PathBuf,
+    /// What QEMU's bench left, for a plot of before and after.
+    #[arg(long, default_value_os_t = build_peers::crate_dir().join("../qemu-patch/results.json"))]
+    qemu: PathBuf,
     /// Time nothing: run this row's loop once on memslots or linux (--peers) at the first of --n, for an
     /// instruction counter or a profiler. See count-instructions.
     #[arg(long)]
@@ -166,7 +170,7 @@ fn run(options: &Options) -> Result<Results> {
         (true, true) => QUICK_SIZES.to_vec(),
         (true, false) => SIZES.to_vec(),
     };
-    let (rounds, slice_ms) = if options.quick { (5, 0.4) } else { (15, 1.5) };
+    let (rounds, slice_ms) = if options.quick { (5, 0.5) } else { (15, 3.0) };
     for &n in &sizes {
         for shape in [Shape::Holes, Shape::Adjacent] {
             let layout = Layout::new(shape, n);
@@ -174,7 +178,7 @@ fn run(options: &Options) -> Result<Results> {
             let settings = lookups::Settings { rounds, slice_ns: slice_ms * 1e6, wanted: &wanted };
             lookups::measure(&field.for_lookups(), &layout, &settings, &mut results)?;
             progress.say(&format!("{n} slots, {}: updates", shape.name()));
-            let rounds = if n > 1_000 { rounds.min(7) } else { rounds };
+            let rounds = if n > 1_000 { rounds.min(9) } else { rounds };
             let settings = lookups::Settings { rounds, ..settings };
             updates::measure(&field.for_updates(), &layout, &settings, &mut results)?;
         }
@@ -224,7 +228,7 @@ fn load(path: &Path) -> Result<Results> {
     serde_json::from_str(&text).with_context(|| format!("{} is no result", path.display()))
 }
 
-fn show(results: &Results, out: &Path) {
+fn show(results: &Results, out: &Path, qemu: &Path) -> Result<()> {
     print::table(results);
     if let Some(concurrency) = &results.concurrency {
         print::concurrency(concurrency);
@@ -238,12 +242,14 @@ fn show(results: &Results, out: &Path) {
         "{}; {} x{}; {}; {}; `{}`",
         machine.date, machine.cpu, machine.cpus, machine.kernel, machine.library, machine.command
     );
+    let table = out.with_extension("md");
+    std::fs::write(&table, markdown::text(results)).with_context(|| format!("cannot write {}", table.display()))?;
     let folder = out.with_file_name("plots");
-    let qemu = build_peers::crate_dir().join("../qemu-patch/results.json");
-    match plots::draw(results, &folder, &qemu) {
-        Ok(count) => println!("{count} plots in {}", folder.display()),
+    match plots::draw(results, &folder, qemu) {
+        Ok(count) => println!("{}, {count} plots in {}", table.display(), folder.display()),
         Err(error) => println!("left out: plots: {error:#}"),
     }
+    Ok(())
 }
 
 fn main() -> Result<()> {
@@ -257,7 +263,7 @@ fn main() -> Result<()> {
         std::fs::write(&options.out, serde_json::to_string_pretty(&results)? + "\n")
             .with_context(|| format!("cannot write {}", options.out.display()))?;
     }
-    show(&results, &options.out);
+    show(&results, &options.out, &options.qemu)?;
     if let Some(old) = old {
         let slower = print::compare(&old, &results);
         std::process::exit(i32::from(slower > 0));

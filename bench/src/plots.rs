@@ -12,7 +12,10 @@ use plotters::style::FontStyle;
 use std::path::{Path, PathBuf};
 
 const FONT: &str = "sans-serif";
-const SIZE: (u32, u32) = (760, 480);
+const SIZE: (u32, u32) = (760, 440);
+/// Room for the names at the ends of the lines.
+const NAMES: u32 = 120;
+const NAME_HEIGHT: i32 = 16;
 
 /// Rows with a plot of their own; the first four make the overview.
 const ROWS: &[&str] = &[
@@ -74,6 +77,38 @@ fn register_font() -> Result<()> {
         .map_err(|_| anyhow!("{} is not a font", font.display()))
 }
 
+/// A tick of a logarithmic axis: 0.5, 10, 1k, 2M.
+fn tick(number: f64) -> String {
+    match number {
+        n if n >= 1e6 => format!("{}M", n / 1e6),
+        n if n >= 1e3 => format!("{}k", n / 1e3),
+        n if n >= 1.0 => format!("{n:.0}"),
+        n => format!("{n:.1}"),
+    }
+}
+
+/// Where waiting for readers makes no difference, neither do the structures that wait have a line.
+fn shown<'r>(results: &'r Results, row: &str) -> Vec<&'r Cell> {
+    let of_row = |cell: &&Cell| cell.row == row && cell.layout == Shape::Holes;
+    let mut cells: Vec<&Cell> = results.cells.iter().filter(of_row).collect();
+    let waits = cells.iter().any(|cell| cell.peer == "memslots sync" && cell.unit == "ns");
+    cells.retain(|cell| waits || !matches!(cell.peer.as_str(), "memslots sync" | "linux+urcu"));
+    cells
+}
+
+/// Heights for names beside heights of lines: as near as can be, none upon another.
+fn spread_out(mut heights: Vec<i32>, lowest: i32) -> Vec<i32> {
+    for at in 1..heights.len() {
+        heights[at] = heights[at].max(heights[at - 1] + NAME_HEIGHT);
+    }
+    let mut floor = lowest;
+    for height in heights.iter_mut().rev() {
+        *height = (*height).min(floor);
+        floor = *height - NAME_HEIGHT;
+    }
+    heights
+}
+
 fn slug(row: &str) -> String {
     let letters = row.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { ' ' });
     let text: String = letters.collect();
@@ -81,8 +116,7 @@ fn slug(row: &str) -> String {
 }
 
 fn row_plot<B: DrawingBackend>(results: &Results, row: &str, area: &Area<B>) -> Result<()> {
-    let of_row = |cell: &&Cell| cell.row == row && cell.layout == Shape::Holes;
-    let cells: Vec<&Cell> = results.cells.iter().filter(of_row).collect();
+    let cells = shown(results, row);
     ensure!(!cells.is_empty(), "no figures for {row}");
     let bound = |start: f64, pick: fn(f64, f64) -> f64, of: fn(&Cell) -> f64| {
         cells.iter().map(|cell| of(cell)).fold(start, pick)
@@ -96,8 +130,9 @@ fn row_plot<B: DrawingBackend>(results: &Results, row: &str, area: &Area<B>) -> 
         ChartBuilder::on(area)
             .caption(row, (FONT, 20))
             .margin(10)
-            .x_label_area_size(38)
-            .y_label_area_size(64)
+            .margin_right(NAMES)
+            .x_label_area_size(42)
+            .y_label_area_size(76)
             .build_cartesian_2d(x.log_scale(), y.log_scale()),
     )?;
     drawn(
@@ -105,34 +140,36 @@ fn row_plot<B: DrawingBackend>(results: &Results, row: &str, area: &Area<B>) -> 
             .configure_mesh()
             .x_desc("slots")
             .y_desc(unit)
-            .x_label_formatter(&|n| format!("{n:.0}"))
-            .y_label_formatter(&|y| if *y < 10.0 { format!("{y:.1}") } else { format!("{y:.0}") })
+            .x_label_formatter(&|n| tick(*n))
+            .y_label_formatter(&|y| tick(*y))
             .light_line_style(WHITE)
             .label_style((FONT, 13))
             .draw(),
     )?;
-    for (peer, colour) in COLOURS {
+    let mut ends = Vec::new();
+    for (peer, colour) in COLOURS.iter().rev() {
         let line: Vec<(f64, f64)> =
             cells.iter().filter(|cell| cell.peer == *peer).map(|cell| (cell.n as f64, cell.summary.median)).collect();
-        if line.is_empty() {
+        let Some(&end) = line.last() else {
             continue;
-        }
+        };
+        ends.push((chart.backend_coord(&end).1, *peer, *colour));
         let width = if *peer == crate::report::OURS { 3 } else { 2 };
         let style = colour.stroke_width(width);
-        drawn(chart.draw_series(LineSeries::new(line.clone(), style)))?
-            .label(*peer)
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
+        drawn(chart.draw_series(LineSeries::new(line.clone(), style)))?;
         drawn(chart.draw_series(line.iter().map(|&at| Circle::new(at, 3, colour.filled()))))?;
     }
-    drawn(
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.2))
-            .label_font((FONT, 13))
-            .draw(),
-    )
+    // Each line has its name at its end, in its colour.
+    ends.sort_by_key(|(height, _, _)| *height);
+    let (left, top) = area.get_base_pixel();
+    let right = chart.plotting_area().get_x_axis_pixel_range().end - left + 8;
+    let lowest = chart.plotting_area().get_y_axis_pixel_range().end - NAME_HEIGHT / 2;
+    let heights = spread_out(ends.iter().map(|(height, _, _)| *height).collect(), lowest);
+    for ((_, peer, colour), height) in ends.iter().zip(heights) {
+        let style = TextStyle::from((FONT, 14).into_font()).color(colour);
+        drawn(area.draw(&Text::new(*peer, (right, height - top - NAME_HEIGHT / 2), style)))?;
+    }
+    Ok(())
 }
 
 fn overview<B: DrawingBackend>(results: &Results, area: &Area<B>) -> Result<()> {
@@ -151,12 +188,14 @@ struct Pair {
 
 #[derive(serde::Deserialize)]
 struct QemuResults {
+    #[serde(default)]
     bars: Vec<Pair>,
 }
 
 /// Each pair as shares of its before, so that milliseconds and microseconds share a plot.
 fn qemu_plot<B: DrawingBackend>(pairs: &[Pair], area: &Area<B>) -> Result<()> {
     let rows = pairs.len();
+    let longest = pairs.iter().map(|pair| 100.0 * pair.after / pair.before).fold(100.0, f64::max);
     let label = |y: &f64| {
         let index = rows as f64 - 1.0 - y.floor();
         let pair = pairs.get(index as usize).filter(|_| y.fract().abs() < 0.01 && index >= 0.0);
@@ -164,11 +203,11 @@ fn qemu_plot<B: DrawingBackend>(pairs: &[Pair], area: &Area<B>) -> Result<()> {
     };
     let mut chart = drawn(
         ChartBuilder::on(area)
-            .caption("QEMU before and after (100 = before)", (FONT, 20))
+            .caption("QEMU: stock, and with the series", (FONT, 20))
             .margin(10)
-            .x_label_area_size(38)
+            .x_label_area_size(42)
             .y_label_area_size(260)
-            .build_cartesian_2d(0.0..140.0, 0.0..rows as f64),
+            .build_cartesian_2d(0.0..longest * 1.35, 0.0..rows as f64),
     )?;
     drawn(
         chart
@@ -177,7 +216,9 @@ fn qemu_plot<B: DrawingBackend>(pairs: &[Pair], area: &Area<B>) -> Result<()> {
             .y_labels(rows + 1)
             .y_label_formatter(&label)
             .y_label_offset(-(area.dim_in_pixel().1 as i32 - 100) / (2 * rows.max(1) as i32))
-            .x_desc("percent of the time before")
+            .light_line_style(WHITE)
+            .x_label_formatter(&|share| format!("{share:.0} %"))
+            .x_desc("stock = 100 %")
             .label_style((FONT, 13))
             .draw(),
     )?;
@@ -185,13 +226,13 @@ fn qemu_plot<B: DrawingBackend>(pairs: &[Pair], area: &Area<B>) -> Result<()> {
         let bottom = (rows - 1 - index) as f64;
         let share = 100.0 * pair.after / pair.before;
         let bars = [
-            (bottom + 0.52, 100.0, colour("qemu"), pair.before),
-            (bottom + 0.16, share, colour("memslots"), pair.after),
+            (bottom + 0.52, 100.0, colour("qemu"), pair.before, "stock"),
+            (bottom + 0.16, share, colour("memslots"), pair.after, "series"),
         ];
-        for (low, length, colour, value) in bars {
+        for (low, length, colour, value, which) in bars {
             let shape = Rectangle::new([(0.0, low), (length, low + 0.32)], colour.filled());
             drawn(chart.draw_series([shape]))?;
-            let text = format!("{value:.3} {}", pair.unit);
+            let text = format!("{} {}, {which}", crate::print::number(value), pair.unit);
             let at = (length + 1.0, low + 0.28);
             drawn(chart.draw_series([Text::new(text, at, (FONT, 13))]))?;
         }
@@ -232,9 +273,27 @@ pub fn draw(results: &Results, folder: &Path, qemu: &Path) -> Result<usize> {
     }
     if qemu.exists() {
         let qemu: QemuResults = serde_json::from_str(&std::fs::read_to_string(qemu)?)?;
+        ensure!(!qemu.bars.is_empty(), "no bars in qemu-patch/results.json; the others are drawn");
         let size = (SIZE.0 + 200, 100 + 60 * qemu.bars.len() as u32);
         both!(folder, "qemu", size, |area: &_| qemu_plot(&qemu.bars, area));
         count += 1;
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_keep_their_distance() {
+        assert_eq!(spread_out(vec![10, 100], 200), [10, 100]);
+        assert_eq!(spread_out(vec![10, 12, 13], 200), [10, 26, 42]);
+        assert_eq!(spread_out(vec![190, 195, 200], 200), [168, 184, 200]);
+    }
+
+    #[test]
+    fn ticks() {
+        assert_eq!([0.5, 1.0, 509.0, 2e4, 1e6].map(tick), ["0.5", "1", "509", "20k", "1M"]);
+    }
 }

@@ -9,8 +9,9 @@ use crate::report::{Cell, Results, LINUX, OURS};
 use crate::targets::{self, Verdict, TARGETS};
 use crate::workload::Shape;
 
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value {
+        v if v >= 99_950_000.0 => format!("{:.0}M", v / 1e6),
         v if v >= 99_950.0 => format!("{:.0}k", v / 1000.0),
         v if v >= 99.95 => format!("{v:.0}"),
         v if v >= 9.995 => format!("{v:.1}"),
@@ -92,6 +93,11 @@ pub fn table(results: &Results) {
 
 /// How many promises were kept, and each that was not.
 pub fn summary(results: &Results) {
+    println!();
+    summary_lines(results).iter().for_each(|line| println!("{line}"));
+}
+
+pub fn summary_lines(results: &Results) -> Vec<String> {
     let (mut floors, mut goals, mut all, mut with_goal) = (0, 0, 0, 0);
     let mut missed = Vec::new();
     for target in TARGETS {
@@ -110,19 +116,17 @@ pub fn summary(results: &Results) {
             }
         }
     }
-    println!("\nfloors met: {floors} of {all}; goals met: {goals} of {with_goal}");
-    for line in missed {
-        println!("  floor NOT met: {line}");
-    }
+    let mut lines = vec![format!("floors met: {floors} of {all}; goals met: {goals} of {with_goal}")];
+    lines.extend(missed.iter().map(|line| format!("  floor NOT met: {line}")));
     let at = |n| results.find("gfn random", Shape::Holes, n, OURS);
     if let (Some(small), Some(large)) = (at(509), at(32_764)) {
         let growth = large.summary.median / small.summary.median;
         let word = if growth <= targets::GROWTH { "met" } else { "NOT met" };
-        println!("growth of a random lookup, 509 to 32,764: {growth:.2}x, at most {} {word}", targets::GROWTH);
+        let most = targets::GROWTH;
+        lines.push(format!("growth of a random lookup, 509 to 32,764: {growth:.2}x, at most {most} {word}"));
     }
-    for line in &results.left_out {
-        println!("left out: {line}");
-    }
+    lines.extend(results.left_out.iter().map(|line| format!("left out: {line}")));
+    lines
 }
 
 pub fn concurrency(concurrency: &Concurrency) {
@@ -157,7 +161,7 @@ pub fn concurrency(concurrency: &Concurrency) {
             number(line.changes_per_second)
         );
     }
-    busy_promises(concurrency);
+    busy_promises(concurrency).iter().for_each(|line| println!("{line}"));
     if let Some(garbage) = &concurrency.garbage {
         println!("\ngarbage while a reader sleeps in its section (509 slots):");
         for (moves, bytes) in &garbage.uncapped {
@@ -175,7 +179,7 @@ pub fn concurrency(concurrency: &Concurrency) {
     }
 }
 
-fn busy_promises(concurrency: &Concurrency) {
+pub fn busy_promises(concurrency: &Concurrency) -> Vec<String> {
     let moves = |peer: &str| {
         let mut lines = concurrency.throughput.iter();
         let line = lines.find(|line| line.peer == peer && line.threads == 1 && line.writer)?;
@@ -186,13 +190,13 @@ fn busy_promises(concurrency: &Concurrency) {
         lines.find(|line| line.peer == peer && line.writer).map(|line| line.p999)
     };
     let judge = |what: &str, ours: Option<f64>, theirs: Option<f64>, least: f64| {
-        let (Some(ours), Some(theirs)) = (ours, theirs) else { return };
-        let ratio = theirs / ours;
+        let ratio = theirs? / ours?;
         let word = if ratio >= least { "met" } else { "NOT met" };
-        println!("{what}: {}x linux+urcu's, floor {least} {word}", number(ratio));
+        Some(format!("{what}: linux+urcu takes {}x as long, floor {least} {word}", number(ratio)))
     };
-    judge("writer beside a busy reader", moves(OURS), moves("linux+urcu"), targets::BUSY_WRITER);
-    judge("reader's p99.9 beside transactions", tail(OURS), tail("linux+urcu"), targets::TAIL);
+    let writer = judge("writer beside a busy reader", moves(OURS), moves("linux+urcu"), targets::BUSY_WRITER);
+    let reader = judge("reader's p99.9 beside transactions", tail(OURS), tail("linux+urcu"), targets::TAIL);
+    [writer, reader].into_iter().flatten().collect()
 }
 
 pub fn kvm(cells: &[KvmCell]) {

@@ -289,15 +289,18 @@ impl MovePlan {
 /// Bytes of a table of n slots: what its indexes and records take, and all that is allocated for it.
 fn bytes(peers: &[Peer], layout: &Layout, results: &mut Results) -> Result<()> {
     let mut ours = None;
+    on_a_thread(|| Ok(()))?; // what the first thread allocates is not the table's
     for peer in peers {
         let before = allocated();
-        let table = peer.table(max_slots(layout.n()));
-        if peer.linear_updates {
-            table.create_all(&layout.slots)?;
-        } else {
-            table.create(&layout.slots)?;
-        }
-        table.quiesce();
+        let table = on_a_thread(|| {
+            let table = peer.table(max_slots(layout.n()));
+            match peer.linear_updates {
+                true => table.create_all(&layout.slots)?,
+                false => table.create(&layout.slots)?,
+            }
+            table.quiesce();
+            Ok(table)
+        })?;
         let held = allocated().checked_sub(before).context("memory that only grows")?;
         let each = [table.live_bytes().unwrap_or(held), held].map(|bytes| bytes as f64 / layout.n() as f64);
         let ours = *ours.get_or_insert(each);
@@ -317,6 +320,12 @@ fn bytes(peers: &[Peer], layout: &Layout, results: &mut Results) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// On a thread of its own, which has no freed chunks to allocate from and leaves none: malloc counts those
+/// that it keeps for a thread as handed out.
+fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| scope.spawn(work).join().expect("a thread that ends"))
 }
 
 /// What malloc has handed out, in all its arenas, mapped chunks included.
