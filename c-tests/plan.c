@@ -261,6 +261,63 @@ static void a_transaction_s_plan(void)
     memslots_free(ms);
 }
 
+// Which parts of guest_memfd files are bound: KVM lets no second slot have a part before the first is
+// gone, wherever in the guest the two are.
+struct binding {
+    uint32_t slot, fd;
+    uint64_t first, end;
+};
+
+static void check_bindings(const struct memslots_region *from, size_t nr_from, size_t nr_steps)
+{
+    struct binding bound[MAX];
+    size_t nr = 0;
+
+    for (size_t i = 0; i < nr_from + nr_steps; i++) {
+        const struct memslots_region *r = i < nr_from ? &from[i] : &steps[i - nr_from].region;
+        for (size_t k = 0; k < nr; k++) // a delete, and whatever else is done to a slot
+            if (bound[k].slot == r->slot)
+                bound[k--] = bound[--nr];
+        if (r->memory_size == 0 || !(r->flags & MEMSLOTS_GUEST_MEMFD))
+            continue;
+        struct binding wanted = {r->slot, r->guest_memfd, r->guest_memfd_offset,
+                                 r->guest_memfd_offset + r->memory_size};
+        for (size_t k = 0; k < nr; k++)
+            CHECK(bound[k].fd != wanted.fd || bound[k].end <= wanted.first ||
+                  bound[k].first >= wanted.end);
+        REQUIRE(nr < MAX);
+        bound[nr++] = wanted;
+    }
+}
+
+static struct memslots_region private_ram(uint32_t slot, uint64_t gfn, uint64_t npages,
+                                          uint64_t file_page)
+{
+    struct memslots_region region = ram(slot, gfn, npages);
+
+    region.flags = MEMSLOTS_GUEST_MEMFD;
+    region.guest_memfd = 7; // a number; nothing is opened here
+    region.guest_memfd_offset = file_page * PAGE;
+    return region;
+}
+
+static void a_part_of_a_guest_memfd_is_given_up_first(void)
+{
+    // Two exchange their parts where they are; a third passes its own to a new slot elsewhere.
+    struct memslots_region from[] = {private_ram(1, 0, 10, 0), private_ram(2, 100, 10, 10),
+                                     private_ram(3, 200, 10, 20)};
+    struct memslots_region to[] = {private_ram(4, 300, 10, 20), private_ram(1, 0, 10, 10),
+                                   private_ram(2, 100, 10, 0)};
+
+    size_t nr = check_plan(from, 3, to, 3, 400);
+    CHECK_EQ(nr, 6);
+    check_bindings(from, 3, nr);
+    nr = check_plan(to, 3, from, 3, 400);
+    CHECK_EQ(nr, 6);
+    check_bindings(to, 3, nr);
+    CHECK_EQ(check_plan(from, 3, from, 3, 400), 0); // what stays is left alone
+}
+
 int main(void)
 {
     RUN(nothing_to_do);
@@ -272,5 +329,6 @@ int main(void)
     RUN(what_is_no_table);
     RUN(random_tables);
     RUN(a_transaction_s_plan);
+    RUN(a_part_of_a_guest_memfd_is_given_up_first);
     return test_result();
 }

@@ -3,7 +3,10 @@
 // Split, merge and resize: what takes a delete and a create in KVM, as one change that readers see
 // at once, and that tells the hooks old and new.
 
+#define _POSIX_C_SOURCE 200809L // clock_gettime
 #include "test.h"
+
+#include <time.h>
 
 struct seen {
     uint32_t kind;
@@ -243,6 +246,66 @@ static void split_then_merge_is_as_before(void)
     CHECK_EQ(nr_released, 3); // 7 never was
 }
 
+static double seconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now); // not what others do to this machine
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static int nr_merges;
+
+static int told(void *ctx, const struct memslots_change *change)
+{
+    (void)ctx;
+    nr_merges += change->kind == MEMSLOTS_MERGE && change->new_slot->id == 10;
+    return 0;
+}
+
+// All slots into the lowest, from the right: each merged slot is merged again.
+static double merge_right_to_left(uint16_t nr)
+{
+    static const struct memslots_ops ops = {.prepare = told}; // somebody is told who absorbed whom
+    struct memslots_config config = default_config();
+
+    config.ops = &ops;
+    ms = new_table_with(&config);
+    reader = new_reader(ms);
+    nr_merges = 0;
+    for (uint16_t i = 0; i < nr; i++)
+        REQUIRE(set(ms, 10 + i, 10000 + i, 1) == 0);
+    struct memslots_txn *txn = begin(ms);
+    double began = seconds();
+    for (uint16_t i = nr - 1; i > 0; i--)
+        CHECK_EQ(memslots_txn_merge(txn, 0, 10 + i - 1, 10 + i), 0);
+    CHECK_EQ(memslots_txn_commit(txn), 0);
+    double took = seconds() - began;
+    CHECK_EQ(nr_merges, nr - 1);
+    CHECK_EQ(id_at(reader, 0, 10000 + nr - 1), 10);
+    tear_down();
+    return took;
+}
+
+// Four times as many take a bit more than four times as long. Square would be sixteen times.
+static void many_merges_are_not_square(void)
+{
+    double least = 1e9;
+
+    if (under_valgrind()) {
+        merge_right_to_left(500); // nothing to be measured
+        return;
+    }
+    for (int i = 0; i < 5; i++) {
+        double few = merge_right_to_left(5000), many = merge_right_to_left(20000);
+        if (many / few < least)
+            least = many / few;
+    }
+    if (least >= 9)
+        printf("    four times as many take %.1f times as long\n", least);
+    CHECK(least < 9);
+}
+
 int main(void)
 {
     RUN(split);
@@ -253,5 +316,6 @@ int main(void)
     RUN(resize);
     RUN(a_resize_that_cannot_be);
     RUN(split_then_merge_is_as_before);
+    RUN(many_merges_are_not_square);
     return test_result();
 }

@@ -5,6 +5,7 @@
 #define _POSIX_C_SOURCE 200809L // fileno
 #include "test.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 static struct memslots *ms;
@@ -221,6 +222,40 @@ static void a_bad_fd(void)
     tear_down();
 }
 
+// A viewer that went away ends the trace. It does not end the process, nor is the process told.
+static void a_pipe_that_nobody_reads(void)
+{
+    int ends[2];
+    sigset_t pipe_only, pending, before;
+
+    REQUIRE(pipe(ends) == 0);
+    void (*disposition)(int) = signal(SIGPIPE, SIG_DFL);
+    ms = new_table();
+    struct memslots_reader *reader = new_reader(ms);
+    CHECK_EQ(memslots_trace_start(ms, ends[1]), 0);
+    CHECK_EQ(set(ms, 1, 100, 10), 0);
+    close(ends[0]);
+    for (uint32_t i = 2; i < 5; i++)
+        CHECK_EQ(set(ms, i, i * 100, 10), 0);
+    CHECK_EQ(id_at(reader, 0, 400), 4);
+    memslots_trace_stop(ms);
+    CHECK_EQ(memslots_trace_start(ms, ends[1]), 0); // writes the slots, and ends
+
+    // A SIGPIPE of the program's own, blocked and pending, is still there afterwards.
+    sigemptyset(&pipe_only);
+    sigaddset(&pipe_only, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe_only, &before);
+    raise(SIGPIPE);
+    CHECK_EQ(memslots_trace_start(ms, ends[1]), 0);
+    CHECK(sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 1);
+    signal(SIGPIPE, SIG_IGN); // discards it
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    signal(SIGPIPE, disposition);
+    memslots_reader_free(reader);
+    memslots_free(ms);
+    close(ends[1]);
+}
+
 int main(void)
 {
     RUN(every_update_and_its_result);
@@ -229,5 +264,6 @@ int main(void)
     RUN(stop_stops);
     RUN(the_slots_there_are_come_first);
     RUN(a_bad_fd);
+    RUN(a_pipe_that_nobody_reads);
     return test_result();
 }

@@ -352,6 +352,39 @@ static void readers_come_and_go_meanwhile(void)
     tear_down();
 }
 
+// Whoever watches a VM gets an answer just when something hangs.
+static void statistics_do_not_wait(void)
+{
+    struct sitter sitter;
+    struct memslots_stats stats;
+    pthread_t updater;
+
+    set_up(&with_flush, 0);
+    CHECK_EQ(memslots_get_stats(ms, &stats, sizeof(stats)), 0);
+    uint64_t before = stats.publications;
+    sit_down(&sitter);
+    uint64_t generation = memslots_generation(reader, 0);
+    REQUIRE(pthread_create(&updater, NULL, delete_slot_1, NULL) == 0);
+    while (memslots_generation(reader, 0) == generation)
+        nap();
+    for (int i = 0; i < 50; i++)
+        nap(); // the update waits by now
+    CHECK_EQ(memslots_get_stats(ms, &stats, sizeof(stats)), 0);
+    CHECK(!atomic_load(&sitter.left)); // nobody had to make way for the answer
+    CHECK_EQ(stats.readers, 2);
+    CHECK_EQ(stats.open_sections, 1);
+    CHECK_EQ(stats.slots, 3);
+    CHECK(stats.publications >= before);
+    stand_up(&sitter);
+    pthread_join(updater, NULL);
+    CHECK_EQ(update_result, 0);
+    CHECK_EQ(memslots_get_stats(ms, &stats, sizeof(stats)), 0);
+    CHECK_EQ(stats.open_sections, 0);
+    CHECK_EQ(stats.slots, 2);
+    CHECK_EQ(stats.publications, before + 2); // INVALID, and gone
+    tear_down();
+}
+
 static struct memslots_txn *opened;
 static atomic_bool second_is_in;
 
@@ -396,6 +429,7 @@ int main(void)
     RUN(an_update_that_waits_for_us);
     RUN(an_update_that_waits_for_another);
     RUN(readers_come_and_go_meanwhile);
+    RUN(statistics_do_not_wait);
     RUN(updates_of_other_threads_wait_their_turn);
     return test_result();
 }
