@@ -26,6 +26,17 @@ pub(crate) enum Decision {
     },
 }
 
+impl Decision {
+    /// The address space that changes; none where nothing does.
+    pub(crate) fn as_id(&self) -> Option<u16> {
+        match self {
+            Decision::Nothing => None,
+            Decision::Create(slot) => Some(slot.as_id),
+            Decision::Delete(old) | Decision::Replace { old, .. } => Some(slot_of(*old).as_id),
+        }
+    }
+}
+
 /// A state of the table and its limits: what requests are held against.
 #[derive(Clone, Copy)]
 pub(crate) struct Rules<'a> {
@@ -104,6 +115,7 @@ fn slot_of<'a>(record: NonNull<Record>) -> &'a Memslot {
 
 impl<'a> Rules<'a> {
     /// KVM_SET_USER_MEMORY_REGION2, whole.
+    #[inline(always)]
     pub(crate) fn set_region(&self, region: &Region, opaque: *mut c_void) -> Result<Decision> {
         self.limits.check(region)?;
         let old = self.record(region.as_id(), region.id());
@@ -118,6 +130,7 @@ impl<'a> Rules<'a> {
     }
 
     /// As a create only. `ID_ANY` asks for the lowest free id.
+    #[inline(always)]
     pub(crate) fn create(&self, region: &Region, opaque: *mut c_void) -> Result<Decision> {
         let mut region = *region;
         let any = region.id() == ID_ANY;
@@ -134,10 +147,12 @@ impl<'a> Rules<'a> {
         self.may_create(&new).map(|()| Decision::Create(new))
     }
 
+    #[inline(always)]
     pub(crate) fn delete(&self, as_id: u16, id: u16) -> Result<Decision> {
         self.existing(as_id, id).map(Decision::Delete)
     }
 
+    #[inline(always)]
     pub(crate) fn move_slot(&self, as_id: u16, id: u16, gpa: Gpa) -> Result<Decision> {
         let old = self.existing(as_id, id)?;
         let slot = slot_of(old);
@@ -146,6 +161,7 @@ impl<'a> Rules<'a> {
         self.change(old, Memslot { base_gfn: self.limits.in_pages(gpa.0), ..*slot })
     }
 
+    #[inline(always)]
     pub(crate) fn set_flags(&self, as_id: u16, id: u16, flags: u32) -> Result<Decision> {
         let old = self.existing(as_id, id)?;
         self.limits.check_flags(flags)?;
@@ -234,6 +250,7 @@ impl<'a> Rules<'a> {
     }
 
     /// Steps 16 to 18.
+    #[inline(always)]
     fn change(&self, old: NonNull<Record>, new: Memslot) -> Result<Decision> {
         let slot = slot_of(old);
         let fixed = |slot: &Memslot| (slot.userspace_addr, slot.npages, slot.flags & (READONLY | GUEST_MEMFD));
@@ -249,6 +266,7 @@ impl<'a> Rules<'a> {
     }
 
     /// Steps 18, 20 and 23 of a create. What the kernel can say of a guest_memfd beyond -1, only the kernel says.
+    #[inline(always)]
     pub(crate) fn may_create(&self, new: &Memslot) -> Result<()> {
         self.may_overlap_none(new)?;
         refuse_if(new.flags & GUEST_MEMFD != 0 && new.guest_memfd < 0, Errno::EBADF)?;
@@ -256,6 +274,7 @@ impl<'a> Rules<'a> {
     }
 
     /// Steps 18 and 23.
+    #[inline(always)]
     fn may_place(&self, new: &Memslot) -> Result<()> {
         self.may_overlap_none(new)?;
         refuse_if(new.end_gfn() > self.limits.end_gfn(), Errno::EINVAL)
@@ -276,6 +295,7 @@ impl<'a> Rules<'a> {
         unsafe { self.state.space(as_id)?.find_id(id) }
     }
 
+    #[inline(always)]
     fn existing(&self, as_id: u16, id: u16) -> Result<NonNull<Record>> {
         self.space(as_id)?;
         self.record(as_id, id).ok_or(Errno::ENOENT)

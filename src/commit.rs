@@ -13,11 +13,11 @@
 
 use crate::hooks::{Change, Hooks, Kind};
 use crate::index::pool::LINE;
-use crate::index::{Editor, Head, Link};
+use crate::index::{Editor, Head};
 use crate::plan::Step;
 use crate::shared::Writer;
 use crate::slot::{Errno, Gfn, Memslot, Result, INVALID};
-use crate::snapshot::{Published, Record, RECORD_LINES};
+use crate::snapshot::{Published, Record};
 use crate::transaction::{slot_of, Kin, Staged, Transaction};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::ptr::NonNull;
@@ -124,8 +124,7 @@ impl<'a> Transaction<'a> {
         let changes = if hooks.is_some() { self.changes()? } else { Vec::new() };
         let steps = if self.lock.writer.backend.is_some() { self.plan()? } else { Vec::new() };
         let flushes = hooks.is_some_and(|hooks| hooks.wants_flush()) && changes.iter().any(|c| self.needs_flush(c));
-        let over_limit = shared.max_garbage > 0 && self.lock.writer.lane.garbage().0 > shared.max_garbage;
-        let waits = shared.sync || over_limit;
+        let waits = self.lock.waits();
         if (flushes || waits) && shared.in_section() {
             return Err(Errno::EDEADLK);
         }
@@ -247,10 +246,7 @@ impl<'a> Transaction<'a> {
         let stamp = view.stamp;
         let space = &mut view.root_mut().spaces_mut()[old.as_id as usize];
         pool.reserve(space.bytes_to_edit())?;
-        let record = pool.alloc(RECORD_LINES).cast::<Record>();
-        let slot = Memslot { flags: old.flags | INVALID, ..*old };
-        // SAFETY: fresh memory of that size.
-        unsafe { record.write(Record { link: Link::stamped(stamp), slot }) };
+        let record = Record::create(pool, stamp, Memslot { flags: old.flags | INVALID, ..*old });
         // SAFETY: reserved; the slot is in the current state, of which the view is a copy.
         unsafe { space.mark(&mut Editor { pool, stamp, replaced: None }, record) };
         view.spaces |= 1 << old.as_id;

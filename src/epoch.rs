@@ -15,8 +15,8 @@
 //! thread that happens to advance the epoch, a reader included, pushes the bag on `ripe`: two instructions and no lock. Only
 //! threads that hold the update lock take bags from there, free what is in them and run releases.
 
-use crate::index::pool::{lines_of, Pool, LINE};
-use crate::index::{Aside, Chain, Head};
+use crate::index::pool::{lines_of, Pool, LINE, MAX_LINES};
+use crate::index::{Chain, Head};
 use crate::slot::{Memslot, Result, MAX_ADDRESS_SPACES};
 use crate::snapshot::{Published, Record, RECORD_LINES};
 use crossbeam_epoch::{Collector, LocalHandle};
@@ -75,24 +75,29 @@ impl Current {
 /// What one or more publications replaced.
 struct Bag {
     next: *mut Bag,
-    /// Nodes and roots: they start with a [`Head`].
-    objects: Chain,
+    /// Nodes and roots, which start with a [`Head`], by their lines: so they go back to the pool a chain at a time, and nobody
+    /// fetches each of them into the cache to see what it is.
+    objects: [Chain; MAX_LINES + 1],
     /// Records whose slot lives on under another record.
     records: Chain,
     /// Records whose slot is gone: their release is owed.
     owed: Chain,
+    /// The bag's own included once it is on its way.
     bytes: usize,
+    count: usize,
 }
 
 const BAG_LINES: usize = lines_of(size_of::<Bag>());
 
 impl Bag {
-    const EMPTY: Bag =
-        Bag { next: null_mut(), objects: Chain::EMPTY, records: Chain::EMPTY, owed: Chain::EMPTY, bytes: 0 };
-
-    fn count(&self) -> usize {
-        self.objects.count + self.records.count + self.owed.count
-    }
+    const EMPTY: Bag = Bag {
+        next: null_mut(),
+        objects: [const { Chain::EMPTY }; MAX_LINES + 1],
+        records: Chain::EMPTY,
+        owed: Chain::EMPTY,
+        bytes: 0,
+        count: 0,
+    };
 }
 
 /// The readers' side of one table's epochs.
@@ -208,7 +213,7 @@ impl Lane {
 
     /// Bytes and objects put aside and not yet free again.
     pub(crate) fn garbage(&self) -> (usize, usize) {
-        (self.waiting_bytes + self.pending.bytes, self.waiting_objects + self.pending.count())
+        (self.waiting_bytes + self.pending.bytes, self.waiting_objects + self.pending.count)
     }
 
     /// Releases owed, with the collector or not.
@@ -229,15 +234,19 @@ impl Lane {
     pub(crate) unsafe fn retire(&mut self, object: NonNull<Head>) {
         // SAFETY: the caller's promise.
         unsafe {
-            self.pending.bytes += object.as_ref().lines as usize * LINE;
-            self.pending.objects.push(object.cast());
+            let lines = object.as_ref().lines as usize;
+            self.pending.bytes += lines * LINE;
+            self.pending.count += 1;
+            self.pending.objects[lines].push(object.cast());
         }
     }
 
     /// Puts aside what an editor has replaced.
-    pub(crate) fn retire_all(&mut self, replaced: &mut Aside) {
-        self.pending.bytes += std::mem::take(&mut replaced.bytes);
-        self.pending.objects.append(&mut replaced.chain);
+    pub(crate) fn retire_all(&mut self, replaced: &mut Chain) {
+        while let Some(object) = replaced.pop() {
+            // SAFETY: editors put aside what starts with a head and the working copy has let go of, each object once.
+            unsafe { self.retire(object.cast()) };
+        }
     }
 
     /// Puts aside a record; `gone` where the slot's life has ended and its release is owed.
@@ -246,6 +255,7 @@ impl Lane {
     /// As `retire`.
     pub(crate) unsafe fn retire_record(&mut self, record: NonNull<Record>, gone: bool) {
         self.pending.bytes += RECORD_LINES * LINE;
+        self.pending.count += 1;
         let chain = if gone { &mut self.pending.owed } else { &mut self.pending.records };
         // SAFETY: the caller's promise.
         unsafe { chain.push(Record::link_of(record)) };
@@ -260,8 +270,9 @@ impl Lane {
         }
         pool.reserve(BAG_LINES * LINE)?;
         let bag = pool.alloc(BAG_LINES).cast::<Bag>().as_ptr();
+        self.pending.bytes += BAG_LINES * LINE;
         self.waiting_bytes += self.pending.bytes;
-        self.waiting_objects += self.pending.count();
+        self.waiting_objects += self.pending.count;
         self.waiting_releases += self.pending.owed.count;
         let full = std::mem::replace(&mut self.pending, Bag::EMPTY);
         // SAFETY: fresh memory of that many lines.
@@ -305,7 +316,7 @@ impl Lane {
             let mut content = unsafe { bag.read() };
             oldest = content.next;
             self.waiting_bytes -= content.bytes;
-            self.waiting_objects -= content.count();
+            self.waiting_objects -= content.count;
             self.waiting_releases -= content.owed.count;
             // SAFETY: came from this pool; what was in it is on our stack.
             unsafe { pool.free(bag.cast(), BAG_LINES) };
@@ -335,13 +346,9 @@ impl Lane {
 /// # Safety
 /// Nobody can see any of it any more.
 unsafe fn empty(bag: &mut Bag, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) -> usize {
-    while let Some(object) = bag.objects.pop() {
-        // SAFETY: objects start with a head, and came from this pool.
-        unsafe {
-            let head = object.cast::<Head>().as_ref();
-            head.check();
-            pool.free(object.cast(), head.lines as usize);
-        }
+    for (lines, chain) in bag.objects.iter_mut().enumerate() {
+        // SAFETY: objects of that many lines, and they came from this pool.
+        unsafe { pool.free_chain(chain, lines) };
     }
     while let Some(link) = bag.records.pop() {
         // SAFETY: links of records, which came from this pool.

@@ -21,7 +21,7 @@
 //! # Ok::<(), memslots::Errno>(())
 //! ```
 //!
-//! The rooms, each of which knows only those below it: `capi` (the C functions), `table`, `transaction`, `reader`, `kvm`,
+//! The rooms, each of which knows only those below it: `capi` (the C functions), `table`, `transaction`, `single`, `reader`, `kvm`,
 //! `plan` and `trace`, `shared`, `change` (the rules), `epoch`, `snapshot`, `index`, `slot`. `docs/design.md` tells why.
 
 mod capi;
@@ -35,6 +35,7 @@ mod memory;
 mod plan;
 mod reader;
 mod shared;
+mod single;
 mod slot;
 mod snapshot;
 mod table;

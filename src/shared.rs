@@ -14,9 +14,9 @@ use crate::hooks::Hooks;
 use crate::index::pool::{Pool, LINE};
 use crate::index::Editor;
 use crate::kvm::{Backend, OutOfStep};
-use crate::slot::{Errno, Limits, Memslot, Result};
+use crate::slot::{Errno, Limits, Memslot, Region, Result};
 use crate::snapshot::{Published, Record, RECORD_LINES};
-use crate::trace::Trace;
+use crate::trace::{Op, Trace};
 use crossbeam_epoch::LocalHandle;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
@@ -226,6 +226,7 @@ impl Shared {
 
     /// Takes the update lock. `EDEADLK` where this thread holds it already, or where its holder waits for a section of this
     /// thread's; `ENOTRECOVERABLE` after a panic inside an update.
+    #[inline(always)]
     pub(crate) fn update(&self) -> Result<Updating<'_>> {
         if self.is_updating() {
             return Err(Errno::EDEADLK);
@@ -244,6 +245,7 @@ impl Shared {
         self.updating.load(Ordering::Relaxed) == this_thread()
     }
 
+    #[cold]
     fn lock_contended(&self) -> Result<MutexGuard<'_, Writer>> {
         if !self.in_section() {
             return self.writer.lock().map_err(|_| Errno::ENOTRECOVERABLE);
@@ -330,6 +332,23 @@ impl<'a> Updating<'a> {
     pub(crate) fn rules(&self, state: NonNull<Published>) -> Rules<'a> {
         // SAFETY: the caller gives the current state or its working copy, which the lock keeps alive.
         Rules { limits: &self.shared.limits, state: unsafe { state.as_ref() } }
+    }
+
+    /// Whether an update returns only when no reader is left with what was before: it always does so, or there is too
+    /// much garbage.
+    pub(crate) fn waits(&self) -> bool {
+        let limit = self.shared.max_garbage;
+        self.shared.sync || limit > 0 && self.writer.lane.garbage().0 > limit
+    }
+
+    /// Writes a line where a trace is on.
+    pub(crate) fn trace(&mut self, op: Op, named: impl FnOnce() -> Region, result: Result<()>) {
+        let current = self.current();
+        let Some(trace) = &mut self.writer.trace else { return };
+        let region = named();
+        // SAFETY: the current publication is alive under the update lock.
+        let space = unsafe { current.as_ref() }.space(region.as_id());
+        trace.line(space.map_or(0, |space| space.generation), op, &region, result);
     }
 
     /// Notes where the table stands.

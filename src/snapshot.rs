@@ -6,7 +6,7 @@
 
 use crate::index::id_table::IdTable;
 use crate::index::node::{Baseline, Entry, Lanes};
-use crate::index::pool::{lines_of, LINE};
+use crate::index::pool::{lines_of, Pool, LINE};
 use crate::index::range_tree::{Cursor, RangeTree};
 use crate::index::{Editor, Head, Link};
 use crate::slot::{Gfn, Memslot};
@@ -22,6 +22,15 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// A record in memory that the caller has reserved.
+    #[inline(always)]
+    pub(crate) fn create(pool: &mut Pool, stamp: u64, slot: Memslot) -> NonNull<Record> {
+        let record = pool.alloc(RECORD_LINES).cast::<Record>();
+        // SAFETY: fresh memory of that size.
+        unsafe { record.write(Record { slot, link: Link::stamped(stamp) }) };
+        record
+    }
+
     /// # Safety
     /// The record is alive.
     pub(crate) unsafe fn link_of(record: NonNull<Record>) -> NonNull<Link> {

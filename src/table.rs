@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The table itself: how one is configured, made, changed, looked at and dropped.
 //!
-//! May not know the bytes of a node, nor C. A single update is a transaction of one.
+//! May not know the bytes of a node, nor C. A single update is a transaction of one, or comes to the same (`single.rs`).
 
+use crate::change::{Decision, Rules};
 use crate::hooks::Hooks;
 use crate::kvm::Backend;
 use crate::plan::{self, Difference};
 use crate::reader::Reader;
-use crate::shared::{Owner, Shared};
+use crate::shared::{Owner, Shared, Updating};
 use crate::slot::{Errno, Gpa, Limits, Memslot, Region, Result, MAX_ADDRESS_SPACES};
 use crate::snapshot::{Published, Record};
 use crate::trace::{self, Op, Trace};
@@ -153,7 +154,7 @@ impl Memslots {
     /// waits for; `ENOTRECOVERABLE` after a panic inside an update; `ENOMEM`.
     pub fn begin(&self) -> Result<Transaction<'_>> {
         let mut txn = Transaction::begin(self.shared.update()?, true)?;
-        txn.trace(Op::Begin, Region::default, Ok(()));
+        txn.lock.trace(Op::Begin, Region::default, Ok(()));
         Ok(txn)
     }
 
@@ -163,7 +164,7 @@ impl Memslots {
     /// # Errors
     /// The kernel's; those of [`Memslots::begin`] and [`Transaction::commit`].
     pub fn set_region(&self, region: &Region, opaque: *mut c_void) -> Result<()> {
-        self.single(Op::Set, || *region, |txn| txn.set_region(region, opaque))
+        self.single(Op::Set, || *region, |rules| rules.set_region(region, opaque))
     }
 
     /// Creates a slot, and gives its id. See [`Transaction::create`].
@@ -171,7 +172,19 @@ impl Memslots {
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
     pub fn create(&self, region: &Region, opaque: *mut c_void) -> Result<u16> {
-        self.single(Op::Create, || *region, |txn| txn.create(region, opaque))
+        let mut id = 0;
+        self.single(
+            Op::Create,
+            || *region,
+            |rules| {
+                let decision = rules.create(region, opaque)?;
+                if let Decision::Create(slot) = &decision {
+                    id = slot.id;
+                }
+                Ok(decision)
+            },
+        )?;
+        Ok(id)
     }
 
     /// Deletes a slot. See [`Transaction::delete`].
@@ -179,7 +192,7 @@ impl Memslots {
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
     pub fn delete(&self, as_id: u16, id: u16) -> Result<()> {
-        self.single(Op::Delete, || trace::named(as_id, id), |txn| txn.delete(as_id, id))
+        self.single(Op::Delete, || trace::named(as_id, id), |rules| rules.delete(as_id, id))
     }
 
     /// Moves a slot. See [`Transaction::move_slot`].
@@ -188,7 +201,7 @@ impl Memslots {
     /// As there, and as [`Memslots::set_region`].
     pub fn move_slot(&self, as_id: u16, id: u16, gpa: Gpa) -> Result<()> {
         let named = || Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
-        self.single(Op::Move, named, |txn| txn.move_slot(as_id, id, gpa))
+        self.single(Op::Move, named, |rules| rules.move_slot(as_id, id, gpa))
     }
 
     /// Changes a slot's flags. See [`Transaction::set_flags`].
@@ -197,7 +210,7 @@ impl Memslots {
     /// As there, and as [`Memslots::set_region`].
     pub fn set_flags(&self, as_id: u16, id: u16, flags: u32) -> Result<()> {
         let named = || Region { flags, ..trace::named(as_id, id) };
-        self.single(Op::Flags, named, |txn| txn.set_flags(as_id, id, flags))
+        self.single(Op::Flags, named, |rules| rules.set_flags(as_id, id, flags))
     }
 
     /// Makes all changes or none, in one publication. The cost follows their number, not the table's size.
@@ -229,15 +242,32 @@ impl Memslots {
 
     /// One update, and its line in the trace.
     #[inline(always)]
-    fn single<T>(
+    fn single(
         &self,
         op: Op,
         named: impl FnOnce() -> Region,
-        step: impl FnOnce(&mut Transaction) -> Result<T>,
-    ) -> Result<T> {
-        let mut txn = Transaction::begin(self.shared.update()?, false)?;
-        let result = step(&mut txn).and_then(|answer| txn.try_commit().map(|()| answer));
-        txn.trace(op, named, result.as_ref().map(|_| ()).map_err(|errno| *errno));
+        decide: impl FnOnce(Rules) -> Result<Decision>,
+    ) -> Result<()> {
+        let mut lock = self.shared.update()?;
+        let decision = decide(lock.rules(lock.current()));
+        if !lock.is_plain() {
+            return Self::transaction_of_one(lock, op, named, decision);
+        }
+        let result = decision.and_then(|decision| lock.publish_one(decision));
+        lock.trace(op, named, result);
+        result
+    }
+
+    fn transaction_of_one(
+        lock: Updating,
+        op: Op,
+        named: impl FnOnce() -> Region,
+        decision: Result<Decision>,
+    ) -> Result<()> {
+        let mut txn = Transaction::begin(lock, false)?;
+        let staged = txn.traced(op, Region::default, |txn| decision.and_then(|decision| txn.stage(decision)));
+        let result = staged.and_then(|()| txn.try_commit());
+        txn.lock.trace(op, named, result);
         result
     }
 

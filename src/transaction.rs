@@ -14,7 +14,7 @@
 use crate::change::Decision;
 use crate::index::node::Baseline;
 use crate::index::pool::LINE;
-use crate::index::{Aside, Editor, Head, Link};
+use crate::index::{Chain, Editor, Head};
 use crate::plan::{self, Difference, Step};
 use crate::shared::{Updating, Writer};
 use crate::slot::{Errno, Gfn, Gpa, Memslot, Region, Result};
@@ -60,7 +60,7 @@ pub struct Transaction<'a> {
     pub(crate) work: NonNull<Published>,
     /// Of this transaction's nodes, and of the journal's first record.
     pub(crate) stamp: u64,
-    pub(crate) replaced: Aside,
+    pub(crate) replaced: Chain,
     /// Steps staged so far, those that came to nothing included.
     step: usize,
     /// The step whose change the commit was refused for.
@@ -88,7 +88,7 @@ impl<'a> Transaction<'a> {
         // SAFETY: the current publication is alive under the update lock.
         let work =
             Published::copy_of(&mut Editor { pool: &mut writer.pool, stamp, replaced: None }, unsafe { base.as_ref() });
-        let replaced = Aside::NOTHING;
+        let replaced = Chain::EMPTY;
         Ok(Transaction { lock, base, work, stamp, replaced, step: 0, refused: None, bracketed, finished: false })
     }
 
@@ -286,7 +286,7 @@ impl<'a> Transaction<'a> {
         if !self.bracketed || self.lock.writer.trace.is_none() {
             return Ok(());
         }
-        self.plan()?.iter().for_each(|step| self.trace(Op::Set, || step.region(), Ok(())));
+        self.plan()?.iter().for_each(|step| self.lock.trace(Op::Set, || step.region(), Ok(())));
         Ok(())
     }
 
@@ -331,20 +331,15 @@ impl<'a> Transaction<'a> {
             // SAFETY: the working copy refers to none of the old nodes.
             unsafe {
                 old_space.for_each_node(&|_| false, &mut |node| {
-                    replaced.bytes += node.as_ref().lines as usize * LINE;
-                    replaced.chain.push(node.cast());
+                    replaced.push(node.cast());
                 });
             }
         }
         Ok(())
     }
 
-    fn stage(&mut self, decision: Decision) -> Result<()> {
-        let as_id = match &decision {
-            Decision::Nothing => return Ok(()),
-            Decision::Create(slot) => slot.as_id,
-            Decision::Delete(old) | Decision::Replace { old, .. } => slot_of(*old).as_id,
-        };
+    pub(crate) fn stage(&mut self, decision: Decision) -> Result<()> {
+        let Some(as_id) = decision.as_id() else { return Ok(()) };
         self.reserve(as_id, 1)?;
         self.apply(decision);
         Ok(())
@@ -446,10 +441,7 @@ impl<'a> Transaction<'a> {
 
     /// A record for a line of the journal, from reserved memory.
     fn new_record(&mut self, slot: Memslot, line: usize) -> NonNull<Record> {
-        let record = self.lock.writer.pool.alloc(RECORD_LINES).cast::<Record>();
-        // SAFETY: fresh memory of that size.
-        unsafe { record.write(Record { link: Link::stamped(self.stamp + line as u64), slot }) };
-        record
+        Record::create(&mut self.lock.writer.pool, self.stamp + line as u64, slot)
     }
 
     /// Frees a record that this transaction made and the working copy has let go of.
@@ -515,7 +507,7 @@ impl<'a> Transaction<'a> {
     fn commit_in_place(&mut self) -> Result<()> {
         let result = self.try_commit();
         if self.bracketed {
-            self.trace(Op::Commit, Region::default, result);
+            self.lock.trace(Op::Commit, Region::default, result);
             self.bracketed = false;
         }
         result
@@ -551,7 +543,7 @@ impl<'a> Transaction<'a> {
     // ---- the trace ----
 
     /// Runs one step, and writes a line about it where a trace is on.
-    fn traced(
+    pub(crate) fn traced(
         &mut self,
         op: Op,
         named: impl FnOnce() -> Region,
@@ -562,18 +554,9 @@ impl<'a> Transaction<'a> {
         self.lock.in_step = false;
         self.step += 1;
         if self.bracketed {
-            self.trace(op, named, result);
+            self.lock.trace(op, named, result);
         }
         result
-    }
-
-    pub(crate) fn trace(&mut self, op: Op, named: impl FnOnce() -> Region, result: Result<()>) {
-        let Some(trace) = &mut self.lock.writer.trace else { return };
-        let region = named();
-        // SAFETY: the current publication is alive under the update lock.
-        let current = unsafe { self.lock.shared.current.root().as_ref() };
-        let generation = current.space(region.as_id()).map_or(0, |space| space.generation);
-        trace.line(generation, op, &region, result);
     }
 }
 
@@ -583,7 +566,7 @@ impl Drop for Transaction<'_> {
         if !self.finished && !self.lock.in_step {
             self.throw_away();
             if self.bracketed {
-                self.trace(Op::Abort, Region::default, Ok(()));
+                self.lock.trace(Op::Abort, Region::default, Ok(()));
             }
         }
         let writer = &mut *self.lock.writer;

@@ -10,7 +10,7 @@ pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod range_tree;
 
-use pool::{Pool, LINE};
+use pool::Pool;
 use std::cell::UnsafeCell;
 use std::ptr::{null_mut, NonNull};
 
@@ -73,6 +73,14 @@ impl Chain {
         *other = Chain::EMPTY;
     }
 
+    /// Empties the chain in front of `rest`: its last object leads there. Gives the first, or `rest`.
+    pub(crate) fn lay_before(&mut self, rest: *mut Link) -> *mut Link {
+        self.append(&mut Chain { head: rest, tail: null_mut(), count: 0 });
+        let first = self.head;
+        *self = Chain::EMPTY;
+        first
+    }
+
     /// Takes the first object.
     pub(crate) fn pop(&mut self) -> Option<NonNull<Link>> {
         let first = NonNull::new(self.head)?;
@@ -86,23 +94,13 @@ impl Chain {
     }
 }
 
-/// Objects that an update has replaced, and their size.
-pub(crate) struct Aside {
-    pub(crate) chain: Chain,
-    pub(crate) bytes: usize,
-}
-
-impl Aside {
-    pub(crate) const NOTHING: Aside = Aside { chain: Chain::EMPTY, bytes: 0 };
-}
-
 /// One update's right to change an index.
 pub(crate) struct Editor<'a> {
     pub(crate) pool: &'a mut Pool,
     /// Nodes with this stamp were made by this update and nobody else can see them.
     pub(crate) stamp: u64,
     /// Where replaced nodes go. None: they stay in use elsewhere.
-    pub(crate) replaced: Option<&'a mut Aside>,
+    pub(crate) replaced: Option<&'a mut Chain>,
 }
 
 /// What tree nodes, id nodes and roots start with: enough to give one back without knowing what it was.
@@ -153,9 +151,8 @@ impl Editor<'_> {
             // SAFETY: never published, and given up by the caller.
             unsafe { self.pool.free(object.cast(), head.lines as usize) };
         } else if let Some(replaced) = &mut self.replaced {
-            replaced.bytes += head.lines as usize * LINE;
             // SAFETY: an object leaves the working copy once, so it is in no chain yet.
-            unsafe { replaced.chain.push(object.cast()) };
+            unsafe { replaced.push(object.cast()) };
         }
     }
 }

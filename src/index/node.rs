@@ -234,6 +234,16 @@ impl Node {
         unsafe { self.first_reaching(Baseline::of(page)) }
     }
 
+    /// How many entries end before a page. For entries that do not overlap.
+    pub(crate) fn ending_before(&self, page: u64) -> usize {
+        let page = Page::new(page);
+        if self.lasts().last().is_none_or(|last| *last < page) {
+            return self.len();
+        }
+        // SAFETY: the last entry does.
+        unsafe { self.index_reaching(page) }
+    }
+
     /// As `index_reaching`, from an index on, and without the promise.
     pub(crate) fn next_reaching(&self, from: usize, page: Page) -> Option<usize> {
         let rest = self.lasts().get(from..)?;
@@ -255,8 +265,11 @@ impl Node {
     /// The largest last page of a block. Lanes that are not in use are below all pages.
     fn max_of_block(&self, block: usize) -> Page {
         debug_assert!((block + 1) * BLOCK <= self.head.cap as usize);
-        // SAFETY: blocks up to cap are whole, and all their lanes are initialised.
-        let [a, b, c, d, e, f, g, h] = unsafe { *self.lasts_ptr().add(block * BLOCK).cast::<[Page; BLOCK]>() };
+        let first = self.lasts_ptr().wrapping_add(block * BLOCK);
+        // One lane at a time, and volatile to keep it so: lanes were stored just now, and a load of two that were stored apart
+        // waits until both have left the store buffer. SAFETY: blocks up to cap are whole, their lanes initialised.
+        let [a, b, c, d, e, f, g, h]: [Page; BLOCK] =
+            std::array::from_fn(|lane| unsafe { first.add(lane).read_volatile() });
         let (a, b, c, d) = (a.max(e), b.max(f), c.max(g), d.max(h));
         a.max(c).max(b.max(d))
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory of one table: cache lines handed out in size classes from chunks that grow with the table.
 //!
-//! Only the updating thread is ever here. May know nothing of what it hands out but the size. Memory comes back
+//! Only the updating thread is ever here. May know nothing of what it hands out but the size, and the link that it may start
+//! with. Memory comes back
 //! when no reader can see it any more (see `epoch.rs`) and is handed out again while it is still warm.
 //!
 //! An update first calls [`Pool::reserve`], the one step that can fail; what it allocates then cannot. That is
@@ -9,6 +10,7 @@
 //!
 //! Built with `--cfg memslots_no_pool`, every object is an allocation of its own, for the sanitizers to watch.
 
+use super::{Chain, Link};
 use crate::slot::{Errno, Result};
 use std::alloc::{alloc, dealloc, Layout};
 use std::ptr::{null_mut, NonNull};
@@ -17,7 +19,7 @@ use std::ptr::{null_mut, NonNull};
 pub(crate) const LINE: usize = 64;
 
 /// The largest object, in lines: a root with every address space that a table can have.
-const MAX_LINES: usize = 80;
+pub(crate) const MAX_LINES: usize = 80;
 
 /// What is left of a chunk is kept in pieces of this size: a large node's, so that they are asked for.
 const SHELF_LINES: usize = 22;
@@ -39,10 +41,12 @@ struct Chunk {
     bytes: usize,
 }
 
-/// Stands in every free object.
+/// Stands in every free object, where an object in a chain has its link.
 struct Free {
     next: *mut Free,
 }
+
+const _: () = assert!(size_of::<Free>() == size_of::<Link>());
 
 pub(crate) struct Pool {
     free: [*mut Free; MAX_LINES + 1],
@@ -144,6 +148,23 @@ impl Pool {
         }
         // SAFETY: as above.
         unsafe { self.shelve(memory.as_ptr(), lines) };
+    }
+
+    /// Takes all of a chain back, whose links become those of the class.
+    ///
+    /// # Safety
+    /// As `free`, for each of its objects, which start with their link.
+    pub(crate) unsafe fn free_chain(&mut self, chain: &mut Chain, lines: usize) {
+        if cfg!(debug_assertions) || cfg!(memslots_no_pool) {
+            // One by one, to be poisoned or watched.
+            while let Some(object) = chain.pop() {
+                // SAFETY: the caller's promise.
+                unsafe { self.free(object.cast(), lines) };
+            }
+            return;
+        }
+        self.used -= chain.count * lines * LINE;
+        self.free[lines] = chain.lay_before(self.free[lines].cast()).cast();
     }
 
     /// After a panic inside an update: what it had in its hands is not accounted for.

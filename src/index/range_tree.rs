@@ -17,6 +17,7 @@ use std::ptr::{null, NonNull};
 
 /// Entries of a leaf. Smaller than inner nodes: an update copies a leaf for each tree, and half of it is wide enough.
 const LEAF_MAX: usize = 32;
+const _: () = assert!(MAX_ENTRIES / 2 < LEAF_MAX, "halves of a full root, and one entry more, are leaves");
 
 /// Levels that a tree of 65,535 ranges can have, with room to spare: 8 entries a leaf, 14 an inner node, are five.
 pub(crate) const MAX_LEVELS: usize = 8;
@@ -292,15 +293,19 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     ///
     /// # Safety
     /// The node and those below it are alive.
+    #[inline(always)]
     unsafe fn position(node: NonNull<Node>, key: Key) -> usize {
         // SAFETY: the caller's promise.
         let node = unsafe { node.as_ref() };
+        if !MULTI {
+            // Of ranges that do not overlap, those that end before the key starts are those that start before it.
+            let below = node.ending_before(key.start);
+            let starts_here = !node.is_leaf() && below < node.len() && node.pairs()[below].start <= key.start;
+            return below + starts_here as usize;
+        }
         let pairs = node.pairs();
         let below = pairs.partition_point(|pair| pair.start < key.start);
         let equal = pairs[below..].iter().take_while(|pair| pair.start == key.start);
-        if !MULTI {
-            return below + if node.is_leaf() { 0 } else { equal.count() };
-        }
         // SAFETY: as above. Equal starts are rare, so that looking below them is, too.
         below + equal.take_while(|pair| unsafe { tie_of(node, pair.word) } < key.tie + !node.is_leaf() as usize).count()
     }
@@ -606,19 +611,19 @@ mod tests {
     use super::*;
     use crate::index::node::Baseline;
     use crate::index::pool::Pool;
-    use crate::index::Aside;
+    use crate::index::Chain;
 
     /// A tree with its pool, in which every update has a stamp of its own, so that each copies what it changes.
     struct Bench<const MULTI: bool> {
         tree: RangeTree<MULTI>,
         pool: Pool,
         stamp: u64,
-        replaced: Aside,
+        replaced: Chain,
     }
 
     impl<const MULTI: bool> Bench<MULTI> {
         fn new() -> Self {
-            Bench { tree: RangeTree::EMPTY, pool: Pool::new(), stamp: 0, replaced: Aside::NOTHING }
+            Bench { tree: RangeTree::EMPTY, pool: Pool::new(), stamp: 0, replaced: Chain::EMPTY }
         }
 
         fn change(&mut self, change: impl FnOnce(&mut RangeTree<MULTI>, &mut Editor)) {
@@ -628,7 +633,7 @@ mod tests {
             change(&mut self.tree, &mut editor);
             self.assert_sound();
             // Nobody reads: what was replaced can go at once.
-            while let Some(object) = self.replaced.chain.pop() {
+            while let Some(object) = self.replaced.pop() {
                 // SAFETY: taken out of the tree, and from this pool.
                 unsafe { self.pool.free(object.cast(), object.cast::<Head>().as_ref().lines as usize) };
             }
