@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use memslots::{plan as between, Kind, Region, Step};
 use memslots_oracle::library::region;
 use memslots_oracle::model::{Limits, Model, Slot, Space};
-use memslots_oracle::op::{Op, Request};
+use memslots_oracle::op::{Op, Request, GUEST_MEMFD};
 use memslots_oracle::real::{kvm_for, Vm};
 use memslots_oracle::run::{say, seed, size};
 use memslots_oracle::world::{Seed, World};
@@ -198,14 +198,29 @@ fn no_table_no_plan() {
     }
 }
 
+/// Whether no page of a guest_memfd stands behind two slots: the library takes that, as it does not know what a file is; no
+/// VM does.
+fn a_vm_can_have(space: &Space) -> bool {
+    let requests: Vec<Request> = space.all().iter().map(|slot| slot.request(SHIFT)).collect();
+    let bound: Vec<&Request> = requests.iter().filter(|request| request.flags & GUEST_MEMFD != 0).collect();
+    let shared =
+        |a: &Request, b: &Request| a.memfd == b.memfd && a.offset < b.offset + b.size && b.offset < a.offset + a.size;
+    bound.iter().enumerate().all(|(at, a)| bound[..at].iter().all(|b| !shared(a, b)))
+}
+
 /// A real VM takes every call of a plan, and has the slots that it leads to.
 #[test]
 fn a_real_vm_follows_the_plans() {
     let Some(kvm) = kvm_for("plan") else { return };
     let mut seeds = Seed(seed("plan_kvm"));
+    let mut followed = 0;
     for _ in 0..size(200).min(200) {
         let seed = seeds.draw();
         let (from, to) = two_tables(seed);
+        if !a_vm_can_have(from.space(0)) || !a_vm_can_have(to.space(0)) {
+            continue;
+        }
+        followed += 1;
         let vm = Vm::new(&kvm);
         for slot in from.space(0).all() {
             vm.set(&slot.request(SHIFT)).expect("a slot");
@@ -216,4 +231,5 @@ fn a_real_vm_follows_the_plans() {
         }
         vm.holds(to.space(0), 80, 12).unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
     }
+    assert!(followed > 0, "no two tables that a VM can have");
 }
