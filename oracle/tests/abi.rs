@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The library's region is the kernel's struct, byte for byte, and its flags are the kernel's bits.
+//! The library's region is the kernel's struct, byte for byte; its flags are the kernel's bits, its ioctls the kernel's numbers.
 
 use std::mem::{align_of, offset_of, size_of};
 
-use kvm_bindings::kvm_userspace_memory_region2 as Theirs;
+use kvm_bindings::{kvm_userspace_memory_region as First, kvm_userspace_memory_region2 as Theirs};
 use memslots::Region as Ours;
 
 macro_rules! same_field {
@@ -38,4 +38,30 @@ fn flags_are_the_kernels() {
     assert_eq!(memslots::LOG_DIRTY_PAGES, kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES);
     assert_eq!(memslots::READONLY, kvm_bindings::KVM_MEM_READONLY);
     assert_eq!(memslots::GUEST_MEMFD, kvm_bindings::KVM_MEM_GUEST_MEMFD);
+}
+
+/// Linux's `_IOW(KVMIO, nr, T)`.
+const fn write_request<T>(nr: u64) -> u64 {
+    const WRITE: u64 = 1;
+    WRITE << 30 | (size_of::<T>() as u64) << 16 | (kvm_bindings::KVMIO as u64) << 8 | nr
+}
+
+#[test]
+fn requests_are_the_kernels() {
+    use memslots::kvm;
+    assert_eq!(kvm::KVM_CHECK_EXTENSION, (kvm_bindings::KVMIO as u64) << 8 | 0x03); // _IO: neither size nor direction
+    assert_eq!(kvm::KVM_CAP_USER_MEMORY2, kvm_bindings::KVM_CAP_USER_MEMORY2 as u64);
+    assert_eq!(kvm::KVM_SET_USER_MEMORY_REGION, write_request::<First>(0x46));
+    assert_eq!(kvm::KVM_SET_USER_MEMORY_REGION2, write_request::<Theirs>(0x49));
+}
+
+/// Where the kernel lacks the second form it is given the first bytes of one.
+#[test]
+fn the_first_form_is_the_beginning_of_the_second() {
+    assert_eq!(size_of::<First>(), offset_of!(Ours, guest_memfd_offset));
+    assert_eq!(offset_of!(First, slot), offset_of!(Ours, slot));
+    assert_eq!(offset_of!(First, flags), offset_of!(Ours, flags));
+    assert_eq!(offset_of!(First, guest_phys_addr), offset_of!(Ours, guest_phys_addr));
+    assert_eq!(offset_of!(First, memory_size), offset_of!(Ours, memory_size));
+    assert_eq!(offset_of!(First, userspace_addr), offset_of!(Ours, userspace_addr));
 }
