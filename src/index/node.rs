@@ -234,14 +234,15 @@ impl Node {
         unsafe { self.first_reaching(Baseline::of(page)) }
     }
 
-    /// How many entries end before a page. For entries that do not overlap.
-    pub(crate) fn ending_before(&self, page: u64) -> usize {
-        let page = Page::new(page);
-        if self.lasts().last().is_none_or(|last| *last < page) {
-            return self.len();
-        }
-        // SAFETY: the last entry does.
-        unsafe { self.index_reaching(page) }
+    /// How many entries start before a page. All before the first that reaches it do; few others, and none where entries do
+    /// not overlap.
+    #[inline(always)]
+    pub(crate) fn starting_before(&self, page: u64) -> usize {
+        // SAFETY: where no entry reaches the page, the answer is just some index, and all entries start before it.
+        let reaching = unsafe { self.index_reaching(Page::new(page)) };
+        let pairs = self.pairs();
+        let rest = pairs.get(reaching..).unwrap_or_default();
+        reaching.min(pairs.len()) + rest.iter().take_while(|pair| pair.start < page).count()
     }
 
     /// As `index_reaching`, from an index on, and without the promise.

@@ -173,9 +173,13 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         let child = unsafe { node.as_ref() }.child(index);
         // SAFETY: a child is part of the working copy too.
         let (left, right) = unsafe { Self::insert_below(editor, child, entry, false, right_edge && index + 1 == len) };
-        let below = entry_of(left);
         // SAFETY: alive, as above.
-        if right.is_none() && unsafe { node.as_ref() }.entry(index) == below {
+        let was = unsafe { node.as_ref() }.entry(index);
+        let below = match right {
+            None => was.with(entry, left),
+            Some(_) => entry_of(left),
+        };
+        if right.is_none() && was == below {
             // Edited in place, and its bounds are what they were: the parent is, too.
             return (node, None);
         }
@@ -197,7 +201,7 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     pub(crate) unsafe fn remove(&mut self, editor: &mut Editor, entry: Entry) {
         let root = self.root().expect("the entry is there");
         // SAFETY: the working copy's root is alive.
-        let mut root = unsafe { Self::remove_below(editor, root, Self::key(entry)) };
+        let mut root = unsafe { Self::remove_below(editor, root, entry) };
         // SAFETY: what remove_below() gives is part of the working copy.
         while let (1, false) = unsafe { (root.as_ref().len(), root.as_ref().is_leaf()) } {
             // SAFETY: as above; the only child takes the root's place.
@@ -215,31 +219,33 @@ impl<const MULTI: bool> RangeTree<MULTI> {
             return;
         }
         self.root = root.as_ptr();
-        // SAFETY: as above.
-        self.end = unsafe { root.as_ref().max_last() } + 1;
+        if self.end == entry.last + 1 {
+            // SAFETY: as above.
+            self.end = unsafe { root.as_ref().max_last() } + 1;
+        }
     }
 
     /// Removes below `node`, and gives what stands in its place.
     ///
     /// # Safety
     /// As `insert`; `node` is part of the working copy.
-    unsafe fn remove_below(editor: &mut Editor, node: NonNull<Node>, key: Key) -> NonNull<Node> {
+    unsafe fn remove_below(editor: &mut Editor, node: NonNull<Node>, entry: Entry) -> NonNull<Node> {
         // SAFETY: part of the working copy, so alive.
         let (len, level) = unsafe { (node.as_ref().len(), node.as_ref().head.level) };
         // SAFETY: as above.
-        let index = unsafe { Self::position(node, key) };
+        let index = unsafe { Self::position(node, Self::key(entry)) };
         // SAFETY: as above; the caller puts the result in the node's place.
         let mut owned = unsafe { Node::owned(node, editor, len) };
         // SAFETY: owned by this update, so nobody else's.
         let at = unsafe { owned.as_mut() };
         if level == 0 {
-            debug_assert!(index < len && at.pairs()[index].start == key.start, "the entry is there");
+            debug_assert!(index < len && at.pairs()[index].start == entry.start, "the entry is there");
             at.remove(index);
             return owned;
         }
         let index = index.checked_sub(1).expect("the entry is there");
         // SAFETY: a child is part of the working copy.
-        let child = unsafe { Self::remove_below(editor, at.child(index), key) };
+        let child = unsafe { Self::remove_below(editor, at.child(index), entry) };
         // SAFETY: as above.
         let child_len = unsafe { child.as_ref().len() };
         if child_len == 0 {
@@ -248,7 +254,8 @@ impl<const MULTI: bool> RangeTree<MULTI> {
             unsafe { editor.drop_object(child.cast()) };
             return owned;
         }
-        at.replace(index, entry_of(child));
+        let was = at.entry(index);
+        at.replace(index, if was.is_bounded_by(entry) { entry_of(child) } else { was.leading_to(child) });
         if child_len < min_len(level - 1) && at.len() > 1 {
             // SAFETY: the parent is owned, its children are part of the working copy.
             unsafe { balance(editor, at, index.min(at.len() - 2)) };
@@ -297,15 +304,11 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     unsafe fn position(node: NonNull<Node>, key: Key) -> usize {
         // SAFETY: the caller's promise.
         let node = unsafe { node.as_ref() };
+        let below = node.starting_before(key.start);
+        let equal = node.pairs()[below..].iter().take_while(|pair| pair.start == key.start);
         if !MULTI {
-            // Of ranges that do not overlap, those that end before the key starts are those that start before it.
-            let below = node.ending_before(key.start);
-            let starts_here = !node.is_leaf() && below < node.len() && node.pairs()[below].start <= key.start;
-            return below + starts_here as usize;
+            return below + if node.is_leaf() { 0 } else { equal.count() };
         }
-        let pairs = node.pairs();
-        let below = pairs.partition_point(|pair| pair.start < key.start);
-        let equal = pairs[below..].iter().take_while(|pair| pair.start == key.start);
         // SAFETY: as above. Equal starts are rare, so that looking below them is, too.
         below + equal.take_while(|pair| unsafe { tie_of(node, pair.word) } < key.tie + !node.is_leaf() as usize).count()
     }
@@ -365,6 +368,23 @@ unsafe fn tie_of(node: &Node, word: *mut u8) -> usize {
         // SAFETY: words of inner nodes are live nodes.
         Some(child) if !node.is_leaf() => unsafe { first_entry(child) }.word as usize,
         _ => word as usize,
+    }
+}
+
+/// An inner node's entry, when something changes below it.
+impl Entry {
+    fn leading_to(self, child: NonNull<Node>) -> Entry {
+        Entry { word: child.as_ptr().cast(), ..self }
+    }
+
+    /// What it is where `new` has come in below.
+    fn with(self, new: Entry, child: NonNull<Node>) -> Entry {
+        Entry { start: self.start.min(new.start), last: self.last.max(new.last), ..self }.leading_to(child)
+    }
+
+    /// Whether its bounds may be others without an entry below.
+    fn is_bounded_by(self, gone: Entry) -> bool {
+        self.start == gone.start || self.last == gone.last
     }
 }
 
