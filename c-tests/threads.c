@@ -242,6 +242,8 @@ int main(void)
 {
     RUN(without_waiting);
     RUN(with_the_invalid_phase);
+#ifndef THREAD_SANITIZER // which does not see what is done for those that wait for the lock; see tsan
     RUN(many_writers);
+#endif
     return test_result();
 }
