@@ -17,6 +17,16 @@
 #ifndef MEMSLOTS_H
 #define MEMSLOTS_H
 
+/* Calls go through the table of addresses without a jump on the way: a hit is a few instructions. */
+#if defined(__has_attribute)
+#if __has_attribute(noplt)
+#define MEMSLOTS_CALL __attribute__((noplt))
+#endif
+#endif
+#ifndef MEMSLOTS_CALL
+#define MEMSLOTS_CALL
+#endif
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -427,12 +437,14 @@ extern "C" {
  * In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program built
  * with an older header stays whole; the function is for callers that know the struct of version 0.1.
  */
+MEMSLOTS_CALL
 void memslots_config_init(struct memslots_config *config);
 
 /**
  * Fills in the defaults of as much of the struct as there is in `size` bytes, and the size. Otherwise as
  * memslots_config_init. A size smaller than any version's: nothing happens.
  */
+MEMSLOTS_CALL
 void memslots_config_init_sized(struct memslots_config *config,
                                 size_t size);
 
@@ -443,6 +455,7 @@ void memslots_config_init_sized(struct memslots_config *config,
  * Errors: -EINVAL (a NULL `out`, a number outside of its range, a size smaller than any version's), -E2BIG (a config larger
  * than this library knows), -ENOMEM.
  */
+MEMSLOTS_CALL
 int memslots_new(const struct memslots_config *config,
                  struct memslots **out);
 
@@ -455,6 +468,7 @@ int memslots_new(const struct memslots_config *config,
  * this waits for it to end. From inside a section of the calling thread everything, releases included, is put off until the
  * last reader is freed, and readers find the slots until then.
  */
+MEMSLOTS_CALL
 void memslots_free(struct memslots *table);
 
 /**
@@ -468,6 +482,7 @@ void memslots_free(struct memslots *table);
  * Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EBADF, -ENOTTY (no VM), the kernel's for a slot that
  * exists (then none of them is left there), -ENOMEM, -EDEADLK (inside an update of this thread), -ENOTRECOVERABLE.
  */
+MEMSLOTS_CALL
 int memslots_attach_kvm(struct memslots *table,
                         int vm_fd);
 
@@ -478,6 +493,7 @@ int memslots_attach_kvm(struct memslots *table,
  * Waits for other threads' updates, and updates then wait for the write; any thread. Errors: -EINVAL (NULL), -EBADF, -EDEADLK
  * (inside an update of this thread), -ENOTRECOVERABLE.
  */
+MEMSLOTS_CALL
 int memslots_trace_start(struct memslots *table,
                          int fd);
 
@@ -486,11 +502,13 @@ int memslots_trace_start(struct memslots *table,
  *
  * Errors: -EINVAL (NULL), -EDEADLK (inside an update of this thread), -ENOTRECOVERABLE.
  */
+MEMSLOTS_CALL
 int memslots_trace_stop(struct memslots *table);
 
 /**
  * The version of the library that is linked, as in "0.1.0". Never NULL; valid for ever. Does not block; any thread.
  */
+MEMSLOTS_CALL
 const char *memslots_version(void);
 
 /**
@@ -507,6 +525,7 @@ const char *memslots_version(void);
  * -ENOTRECOVERABLE (an earlier update panicked), and what a `prepare` hook or the attached VM refuses with. On any of them
  * nothing has changed, but for two steps of the generation where the INVALID phase had begun.
  */
+MEMSLOTS_CALL
 int memslots_set_region(struct memslots *table,
                         const struct memslots_region *region,
                         void *opaque);
@@ -517,6 +536,7 @@ int memslots_set_region(struct memslots *table,
  *
  * Threads and blocking as memslots_set_region. Errors: as there, and -EEXIST (the id is taken), -ENOSPC (no id is free).
  */
+MEMSLOTS_CALL
 int memslots_create(struct memslots *table,
                     const struct memslots_region *region,
                     void *opaque);
@@ -527,6 +547,7 @@ int memslots_create(struct memslots *table,
  * Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EINVAL (NULL, no such address space), -ENOMEM,
  * -EDEADLK, -ENOTRECOVERABLE, a hook's or the VM's.
  */
+MEMSLOTS_CALL
 int memslots_delete(struct memslots *table,
                     uint16_t as_id,
                     uint16_t id);
@@ -538,6 +559,7 @@ int memslots_delete(struct memslots *table,
  * (NULL, no such address space, alignment, range, a slot with a guest_memfd), -ENOMEM, -EDEADLK, -ENOTRECOVERABLE, a hook's
  * or the VM's.
  */
+MEMSLOTS_CALL
 int memslots_move(struct memslots *table,
                   uint16_t as_id,
                   uint16_t id,
@@ -549,6 +571,7 @@ int memslots_move(struct memslots *table,
  * Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EINVAL (NULL, no such address space, other
  * flags, a slot with a guest_memfd), -ENOMEM, -EDEADLK, -ENOTRECOVERABLE, a hook's or the VM's.
  */
+MEMSLOTS_CALL
 int memslots_set_flags(struct memslots *table,
                        uint16_t as_id,
                        uint16_t id,
@@ -561,6 +584,7 @@ int memslots_set_flags(struct memslots *table,
  *
  * Threads and blocking as memslots_set_region; errors as there. n = 0: 0.
  */
+MEMSLOTS_CALL
 int memslots_apply(struct memslots *table,
                    const struct memslots_region *regions,
                    void *const *opaques,
@@ -576,6 +600,7 @@ int memslots_apply(struct memslots *table,
  * Threads and blocking as memslots_set_region. Errors: as there, and -EEXIST (an id twice), -EINVAL (size 0, another address
  * space).
  */
+MEMSLOTS_CALL
 int memslots_replace_all(struct memslots *table,
                          uint16_t as_id,
                          const struct memslots_region *regions,
@@ -590,6 +615,7 @@ int memslots_replace_all(struct memslots *table,
  * Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EDEADLK (this thread has one open on this table, is
  * inside a hook of it, or is in a section that another thread's update waits for), -ENOMEM, -ENOTRECOVERABLE.
  */
+MEMSLOTS_CALL
 int memslots_txn_begin(struct memslots *table,
                        struct memslots_txn **out);
 
@@ -601,6 +627,7 @@ int memslots_txn_begin(struct memslots *table,
  * Does not block; the thread that began the transaction. Errors: as memslots_set_region, and -EINVAL (not open, or another
  * thread's).
  */
+MEMSLOTS_CALL
 int memslots_txn_set_region(struct memslots_txn *txn,
                             const struct memslots_region *region,
                             void *opaque);
@@ -609,6 +636,7 @@ int memslots_txn_set_region(struct memslots_txn *txn,
  * As memslots_create, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
  * memslots_create.
  */
+MEMSLOTS_CALL
 int memslots_txn_create(struct memslots_txn *txn,
                         const struct memslots_region *region,
                         void *opaque);
@@ -617,6 +645,7 @@ int memslots_txn_create(struct memslots_txn *txn,
  * As memslots_delete, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
  * memslots_delete.
  */
+MEMSLOTS_CALL
 int memslots_txn_delete(struct memslots_txn *txn,
                         uint16_t as_id,
                         uint16_t id);
@@ -624,6 +653,7 @@ int memslots_txn_delete(struct memslots_txn *txn,
 /**
  * As memslots_move, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of memslots_move.
  */
+MEMSLOTS_CALL
 int memslots_txn_move(struct memslots_txn *txn,
                       uint16_t as_id,
                       uint16_t id,
@@ -633,6 +663,7 @@ int memslots_txn_move(struct memslots_txn *txn,
  * As memslots_set_flags, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
  * memslots_set_flags.
  */
+MEMSLOTS_CALL
 int memslots_txn_set_flags(struct memslots_txn *txn,
                            uint16_t as_id,
                            uint16_t id,
@@ -647,6 +678,7 @@ int memslots_txn_set_flags(struct memslots_txn *txn,
  * page boundary strictly inside the slot, a slot with a guest_memfd, an id beyond the last), -EEXIST (the id is taken),
  * -ENOSPC (none is free), -ENOMEM.
  */
+MEMSLOTS_CALL
 int memslots_txn_split(struct memslots_txn *txn,
                        uint16_t as_id,
                        uint16_t id,
@@ -661,6 +693,7 @@ int memslots_txn_split(struct memslots_txn *txn,
  * Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open, they do not
  * follow each other, other flags, a guest_memfd, more than 2^31 - 1 pages together), -ENOMEM.
  */
+MEMSLOTS_CALL
 int memslots_txn_merge(struct memslots_txn *txn,
                        uint16_t as_id,
                        uint16_t lower_id,
@@ -673,6 +706,7 @@ int memslots_txn_merge(struct memslots_txn *txn,
  * Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EEXIST (overlaps another slot),
  * -EINVAL (NULL, not open, size 0, alignment, range, a slot with a guest_memfd), -ENOMEM.
  */
+MEMSLOTS_CALL
 int memslots_txn_resize(struct memslots_txn *txn,
                         uint16_t as_id,
                         uint16_t id,
@@ -682,6 +716,7 @@ int memslots_txn_resize(struct memslots_txn *txn,
  * The slot that holds a frame as the transaction's changes leave it; NULL where there is none. Valid until the next call on
  * the transaction. Does not block; the thread that began the transaction.
  */
+MEMSLOTS_CALL
 const struct memslot *memslots_txn_find_gfn(const struct memslots_txn *txn,
                                             uint16_t as_id,
                                             uint64_t gfn);
@@ -692,6 +727,7 @@ const struct memslot *memslots_txn_find_gfn(const struct memslots_txn *txn,
  * Does not block; the thread that began the transaction. Errors: -EINVAL (NULL, not open), -ERANGE (there are more than
  * `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
  */
+MEMSLOTS_CALL
 int memslots_txn_plan(const struct memslots_txn *txn,
                       struct memslots_plan_step *out,
                       size_t capacity,
@@ -706,12 +742,14 @@ int memslots_txn_plan(const struct memslots_txn *txn,
  * -EDEADLK (it would wait for this thread's own section), -ENOMEM, a hook's or the VM's. Everything is as before then, but
  * for two steps of the generation where the INVALID phase had begun.
  */
+MEMSLOTS_CALL
 int memslots_txn_commit(struct memslots_txn *txn);
 
 /**
  * Throws a transaction's changes away and ends it. Does not block; the thread that began the transaction. NULL, one that
  * has ended, or another thread's: nothing happens.
  */
+MEMSLOTS_CALL
 void memslots_txn_abort(struct memslots_txn *txn);
 
 /**
@@ -723,6 +761,7 @@ void memslots_txn_abort(struct memslots_txn *txn);
  * Pure; does not block; any thread. Errors: -EINVAL (NULL; a list in which an id or a frame comes twice, or a size is 0),
  * -ERANGE (there are more than `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
  */
+MEMSLOTS_CALL
 int memslots_plan(const struct memslots_region *from,
                   size_t nr_from,
                   const struct memslots_region *to,
@@ -737,6 +776,7 @@ int memslots_plan(const struct memslots_region *from,
  *
  * Errors: -EINVAL (NULL), -ENOMEM, -EDEADLK (in a release hook that memslots_free runs).
  */
+MEMSLOTS_CALL
 int memslots_reader_new(struct memslots *table,
                         struct memslots_reader **out);
 
@@ -744,18 +784,20 @@ int memslots_reader_new(struct memslots *table,
  * Frees a reader, and ends its section where one is open. NULL: nothing happens. Blocking as memslots_reader_new; whichever
  * thread uses it.
  */
+MEMSLOTS_CALL
 void memslots_reader_free(struct memslots_reader *reader);
 
 /**
  * Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts. Never
  * waits; the reader's thread, on which the section also ends. Keep sections short: what was replaced since one began cannot be freed until it ends.
  */
+MEMSLOTS_CALL
 void memslots_read_lock(struct memslots_reader *reader);
 
 /**
  * Ends a section. Without an open one, nothing happens. Never waits; the reader's thread.
  */
-void memslots_read_unlock(struct memslots_reader *reader);
+MEMSLOTS_CALL void memslots_read_unlock(struct memslots_reader *reader);
 
 /**
  * The slot that holds a frame, as of the newest publication; NULL where there is none, and outside of a section. A slot that
@@ -763,6 +805,7 @@ void memslots_read_unlock(struct memslots_reader *reader);
  *
  * Never waits; the reader's thread. Valid until the section ends.
  */
+MEMSLOTS_CALL
 const struct memslot *memslots_find_gfn(struct memslots_reader *reader,
                                         uint16_t as_id,
                                         uint64_t gfn);
@@ -771,6 +814,7 @@ const struct memslot *memslots_find_gfn(struct memslots_reader *reader,
  * As memslots_find_gfn; in a hole the slot below it, or the lowest slot where none is below. NULL only for an address space
  * without slots, and outside of a section.
  */
+MEMSLOTS_CALL
 const struct memslot *memslots_find_gfn_approx(struct memslots_reader *reader,
                                                uint16_t as_id,
                                                uint64_t gfn);
@@ -778,6 +822,7 @@ const struct memslot *memslots_find_gfn_approx(struct memslots_reader *reader,
 /**
  * The slot with an id; NULL where there is none, and outside of a section. Threads and validity as memslots_find_gfn.
  */
+MEMSLOTS_CALL
 const struct memslot *memslots_find_id(struct memslots_reader *reader,
                                        uint16_t as_id,
                                        uint16_t id);
@@ -786,6 +831,7 @@ const struct memslot *memslots_find_id(struct memslots_reader *reader,
  * The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id. NULL where there is
  * none, and outside of a section. Threads and validity as memslots_find_gfn.
  */
+MEMSLOTS_CALL
 const struct memslot *memslots_find_hva(struct memslots_reader *reader,
                                         uint16_t as_id,
                                         uint64_t hva);
@@ -799,6 +845,7 @@ const struct memslot *memslots_find_hva(struct memslots_reader *reader,
  * again, it is going or moving), -EROFS (a write to a READONLY slot), -EPERM (outside of a section), -EINVAL (NULL, another
  * `access`, no such address space).
  */
+MEMSLOTS_CALL
 int memslots_gpa_to_hva(struct memslots_reader *reader,
                         uint16_t as_id,
                         uint64_t gpa,
@@ -812,6 +859,7 @@ int memslots_gpa_to_hva(struct memslots_reader *reader,
  * Never waits; the reader's thread. Errors: -ENOENT (no slot has it), -EPERM (outside of a section), -EINVAL (NULL, no such
  * address space).
  */
+MEMSLOTS_CALL
 int memslots_hva_to_gpa(struct memslots_reader *reader,
                         uint16_t as_id,
                         uint64_t hva,
@@ -822,23 +870,25 @@ int memslots_hva_to_gpa(struct memslots_reader *reader,
  * value (Linux, virt/kvm/kvm_main.c). 0 for NULL and for a space that is not there. Never waits; the reader's thread, in a
  * section or not.
  */
+MEMSLOTS_CALL
 uint64_t memslots_generation(const struct memslots_reader *reader,
                              uint16_t as_id);
 
 /**
  * The number of slots in an address space. Otherwise as memslots_generation.
  */
-uint32_t memslots_count(const struct memslots_reader *reader, uint16_t as_id);
+MEMSLOTS_CALL uint32_t memslots_count(const struct memslots_reader *reader, uint16_t as_id);
 
 /**
  * The number of pages of all slots in an address space. Otherwise as memslots_generation.
  */
-uint64_t memslots_npages(const struct memslots_reader *reader, uint16_t as_id);
+MEMSLOTS_CALL uint64_t memslots_npages(const struct memslots_reader *reader, uint16_t as_id);
 
 /**
  * The slots of an address space as regions, ascending by gfn: the first `capacity` of them. Returns how many there are; 0 for
  * NULL, and for a space that is not there. Never waits; the reader's thread, in a section or not. What memslots_plan takes.
  */
+MEMSLOTS_CALL
 size_t memslots_get_regions(struct memslots_reader *reader,
                             uint16_t as_id,
                             struct memslots_region *out,
@@ -852,6 +902,7 @@ size_t memslots_get_regions(struct memslots_reader *reader,
  * (outside of a section), -EINVAL (NULL, another `access`, no such address space, an empty range or one that wraps). On an
  * error the cache is as it was.
  */
+MEMSLOTS_CALL
 int memslots_hva_cache_init(struct memslots_hva_cache *cache,
                             struct memslots_reader *reader,
                             uint16_t as_id,
@@ -865,6 +916,7 @@ int memslots_hva_cache_init(struct memslots_hva_cache *cache,
  * Never waits; the reader's thread, and one thread at a time for the cache. Valid until the section ends. Errors: as
  * memslots_hva_cache_init, but the next call looks again; nothing is written.
  */
+MEMSLOTS_CALL
 int memslots_hva_cache_get(struct memslots_hva_cache *cache,
                            struct memslots_reader *reader,
                            uint64_t *hva);
@@ -874,6 +926,7 @@ int memslots_hva_cache_get(struct memslots_hva_cache *cache,
  *
  * Never waits; the reader's thread, inside a section (outside of one the walk is empty). It ends with the section.
  */
+MEMSLOTS_CALL
 void memslots_iter_all(struct memslots_iter *iter,
                        struct memslots_reader *reader,
                        uint16_t as_id);
@@ -882,6 +935,7 @@ void memslots_iter_all(struct memslots_iter *iter,
  * A walk over exactly the slots with a frame in [start, end), ascending by gfn. An empty range has none. Otherwise as
  * memslots_iter_all.
  */
+MEMSLOTS_CALL
 void memslots_iter_gfn(struct memslots_iter *iter,
                        struct memslots_reader *reader,
                        uint16_t as_id,
@@ -892,6 +946,7 @@ void memslots_iter_gfn(struct memslots_iter *iter,
  * A walk over exactly the slots with a byte of host memory in [start, last], `last` inclusive, ascending by hva, then by id.
  * Otherwise as memslots_iter_all.
  */
+MEMSLOTS_CALL
 void memslots_iter_hva(struct memslots_iter *iter,
                        struct memslots_reader *reader,
                        uint16_t as_id,
@@ -902,24 +957,28 @@ void memslots_iter_hva(struct memslots_iter *iter,
  * The next slot, valid until the section ends; NULL at the end, and in another section than the walk began in. Never waits;
  * the reader's thread.
  */
+MEMSLOTS_CALL
 const struct memslot *memslots_iter_next(struct memslots_iter *iter);
 
 /**
  * Frees what no reader can see any more and runs the releases that are due. Returns how many it ran. Does not wait for
  * readers, but for other threads' updates; any thread. 0 for NULL, and inside an update of this thread.
  */
+MEMSLOTS_CALL
 size_t memslots_reclaim(struct memslots *table);
 
 /**
  * Waits until every read-side section that is open now has ended, and runs what was due. From inside a section or an update
  * of this thread it would wait for ever: it returns at once then. Any thread.
  */
+MEMSLOTS_CALL
 void memslots_synchronize(struct memslots *table);
 
 /**
  * As memslots_synchronize, and says so: -EDEADLK where this thread is in a section or inside an update of this table. Also
  * -EINVAL (NULL), -ENOTRECOVERABLE.
  */
+MEMSLOTS_CALL
 int memslots_try_synchronize(struct memslots *table);
 
 /**
@@ -928,6 +987,7 @@ int memslots_try_synchronize(struct memslots *table);
  *
  * Errors: -EINVAL (NULL, a size that has no room for the size).
  */
+MEMSLOTS_CALL
 int memslots_get_stats(struct memslots *table,
                        struct memslots_stats *stats,
                        size_t size);
@@ -936,6 +996,7 @@ int memslots_get_stats(struct memslots *table,
  * Writes what the reader did, as memslots_get_stats does. Never waits; the reader's thread. Errors: -EINVAL (NULL, a size that
  * has no room for the size).
  */
+MEMSLOTS_CALL
 int memslots_reader_get_stats(const struct memslots_reader *reader,
                               struct memslots_reader_stats *stats,
                               size_t size);
@@ -945,6 +1006,7 @@ int memslots_reader_get_stats(const struct memslots_reader *reader,
  * write; any thread. Errors: -EINVAL (NULL), what write() fails with, -EDEADLK (inside an update of this thread),
  * -ENOTRECOVERABLE.
  */
+MEMSLOTS_CALL
 int memslots_dump(struct memslots *table,
                   int fd);
 

@@ -38,13 +38,16 @@ struct Hot {
     /// Sections open, one inside the other.
     depth: Cell<u64>,
     misses: Cell<u64>,
-    searches: &'static Searches,
+    /// What a miss goes on with: that of `Reader::searches`.
+    search_gfn: SearchGfn,
 }
+
+type SearchGfn = unsafe extern "C" fn(&Reader, u16, Gfn) -> Option<NonNull<Memslot>>;
 
 /// What the last-used slot does not answer, compiled for one kind of processor. No reader is of a kind that its processor
 /// is not.
 struct Searches {
-    gfn: unsafe extern "C" fn(&Reader, u16, Gfn) -> Option<NonNull<Memslot>>,
+    gfn: SearchGfn,
     hva: unsafe extern "C" fn(&Reader, u16, Hva) -> Option<NonNull<Memslot>>,
     walk_gfn: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut MaybeUninit<Walk>),
     walk_hva: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut MaybeUninit<Walk>),
@@ -118,6 +121,7 @@ const _: () = assert!(SEQ_STEP / 2 >= MAX_ADDRESS_SPACES as u64);
 /// One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
 pub struct Reader {
     hot: Hot,
+    searches: &'static Searches,
     sections: Cell<u64>,
     presence: Box<Presence>,
     guard: Cell<Option<Guard>>,
@@ -137,6 +141,7 @@ impl Reader {
     pub(crate) fn new(shared: Owner) -> Result<Reader> {
         let presence = crate::memory::try_box(Presence::new())?;
         let handle = ManuallyDrop::new(shared.join(NonNull::from(&*presence))?);
+        let searches = Searches::of_this_processor();
         let hot = Hot {
             current: &shared.current,
             key: Cell::new(CLOSED),
@@ -145,9 +150,9 @@ impl Reader {
             slot: Cell::new(std::ptr::null()),
             depth: Cell::new(0),
             misses: Cell::new(0),
-            searches: Searches::of_this_processor(),
+            search_gfn: searches.gfn,
         };
-        Ok(Reader { hot, sections: Cell::new(0), presence, guard: Cell::new(None), handle, shared })
+        Ok(Reader { hot, searches, sections: Cell::new(0), presence, guard: Cell::new(None), handle, shared })
     }
 
     /// Opens a read-side section. What is found in it stays valid until it ends; sections nest, and the outermost counts.
@@ -219,7 +224,7 @@ impl Reader {
     #[inline(always)]
     pub(crate) unsafe fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
         // SAFETY: the caller's promise.
-        unsafe { (self.hot.searches.gfn)(self, as_id, gfn) }
+        unsafe { (self.hot.search_gfn)(self, as_id, gfn) }
     }
 
     /// # Safety
@@ -248,7 +253,7 @@ impl Reader {
     #[inline(always)]
     pub(crate) unsafe fn find_hva(&self, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
         // SAFETY: the caller's promise.
-        unsafe { (self.hot.searches.hva)(self, as_id, hva) }
+        unsafe { (self.searches.hva)(self, as_id, hva) }
     }
 
     /// # Safety
@@ -270,7 +275,7 @@ impl Reader {
         let (first, end) = (range.start.0, range.end.0);
         if first < end {
             // SAFETY: the caller's promise.
-            unsafe { (self.hot.searches.walk_gfn)(self, as_id, first, end - 1, walk) };
+            unsafe { (self.searches.walk_gfn)(self, as_id, first, end - 1, walk) };
         }
         first < end
     }
@@ -284,7 +289,7 @@ impl Reader {
         let shift = self.page_shift();
         if first <= last {
             // SAFETY: the caller's promise.
-            unsafe { (self.hot.searches.walk_hva)(self, as_id, first.0 >> shift, last.0 >> shift, walk) };
+            unsafe { (self.searches.walk_hva)(self, as_id, first.0 >> shift, last.0 >> shift, walk) };
         }
         first <= last
     }

@@ -113,13 +113,15 @@ impl Space {
         // SAFETY: the caller's promise.
         let (leaf, index) = unsafe { self.gfn.first_reaching::<L>(gfn.0) }?;
         // SAFETY: an index that the search answered with.
-        let (pair, last) = unsafe { (leaf.pair(index), leaf.last_of(index)) };
+        let pair = unsafe { leaf.pair(index) };
         if pair.start > gfn.0 {
             return None;
         }
         // SAFETY: words of the gfn tree are records.
         let record = unsafe { NonNull::new_unchecked(pair.word.cast()) };
-        Some(Found { record, base_gfn: pair.start, npages: last - pair.start + 1 })
+        // SAFETY: as above.
+        let npages = unsafe { leaf.pages_from(index, pair.start) };
+        Some(Found { record, base_gfn: pair.start, npages })
     }
 
     /// The slot that holds a frame, or the one below it, or the lowest.
@@ -364,6 +366,12 @@ impl Published {
 
     #[inline(always)]
     pub(crate) fn space(&self, as_id: u16) -> Option<&Space> {
-        self.spaces().get(as_id as usize)
+        self.head.check();
+        if as_id as u32 >= self.nr_spaces {
+            return None;
+        }
+        let first = std::ptr::from_ref(self).cast::<u8>();
+        // SAFETY: create() has written that many behind the header. Plainly added, so that it is known not to be null.
+        Some(unsafe { &*first.add(size_of::<Published>()).cast::<Space>().add(as_id as usize) })
     }
 }

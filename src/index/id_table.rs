@@ -107,19 +107,21 @@ impl IdTable {
             return null_mut();
         };
         node.head.check();
-        let mut level = node.head.level as u32;
-        if id as usize >> (level * BITS) >= WIDTH {
+        let id = id as usize;
+        let mut shift = node.head.level as u32 * BITS;
+        let mut index = id >> shift;
+        if index >= WIDTH {
             return null_mut();
         }
-        loop {
-            let word = node.words[(id as usize >> (level * BITS)) % WIDTH];
-            if level == 0 || word.is_null() {
-                return word;
-            }
-            level -= 1;
-            // SAFETY: words above level 0 are live nodes.
-            node = unsafe { &*word.cast::<IdNode>() };
+        while shift > 0 {
+            let below = node.words[index].cast::<IdNode>();
+            // SAFETY: words above level 0 are null or live nodes.
+            let Some(child) = (unsafe { below.as_ref() }) else { return null_mut() };
+            node = child;
+            shift -= BITS;
+            index = id >> shift & (WIDTH - 1);
         }
+        node.words[index]
     }
 
     /// The lowest id without a word: `WIDTH.pow(levels)` where all that there is room for have one.

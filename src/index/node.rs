@@ -155,6 +155,17 @@ impl Node {
         unsafe { *self.pairs_ptr().add(index) }
     }
 
+    /// How many pages the entry has, likewise; `start` is its own.
+    ///
+    /// # Safety
+    /// `index < len`.
+    #[inline(always)]
+    pub(crate) unsafe fn pages_from(&self, index: usize, start: u64) -> u64 {
+        debug_assert!(index < self.len());
+        // SAFETY: the caller's promise. The exponent goes with the subtraction.
+        unsafe { *self.lasts_ptr().add(index) }.0.to_bits().wrapping_sub(start).wrapping_sub(Page::EXPONENT - 1)
+    }
+
     /// The entry's last page, likewise.
     ///
     /// # Safety
