@@ -3,8 +3,9 @@
 // Linux's rbtree and interval tree, from Debian's source package, under a two-set memslot table of
 // our own that works as KVM's does since 2021: every slot has a node of each kind for each set,
 // readers use the active set, an update changes the other one, swaps, waits for the readers and
-// repeats the change. With GRACE the wait is liburcu's (SRCU's place) and updates take a lock;
-// without, nothing waits and nothing locks: no real table could do with less.
+// repeats the change. Updates take a lock (KVM's are under slots_lock), and a vCPU's lookup is a
+// function, as kvm_vcpu_gfn_to_memslot() is, but where the row says inline. With GRACE the wait is
+// liburcu's (SRCU's place); without, nothing waits.
 
 #ifdef GRACE
 #define _LGPL_SOURCE // liburcu's read side inline: its fastest
@@ -86,17 +87,16 @@ static void unregister_reader(void)
 #define section_begin(reader) ((void)(reader), urcu_memb_read_lock())
 #define section_end(reader)   ((void)(reader), urcu_memb_read_unlock())
 #define wait_for_readers()    urcu_memb_synchronize_rcu()
-#define update_begin(table)   pthread_mutex_lock(&(table)->lock)
-#define update_end(table)     pthread_mutex_unlock(&(table)->lock)
 #else
 #define register_reader()
 #define unregister_reader()
 #define section_begin(reader) ((void)(reader))
 #define section_end(reader)   ((void)(reader))
 #define wait_for_readers()
-#define update_begin(table) ((void)(table))
-#define update_end(table)   ((void)(table))
 #endif
+
+#define update_begin(table) pthread_mutex_lock(&(table)->lock)
+#define update_end(table)   pthread_mutex_unlock(&(table)->lock)
 
 // ---- one set ----
 
@@ -436,7 +436,7 @@ static void quiesce(struct table *table)
 // ---- lookups ----
 
 // A vCPU's way: its own last-used slot while the generation stands, else the tree.
-static inline const slot_t *find_gfn(struct reader *reader, uint64_t gfn)
+static inline const slot_t *find_gfn_in_place(struct reader *reader, uint64_t gfn)
 {
     struct set *set = active_set(reader->table);
     uint64_t generation = __atomic_load_n(&set->generation, __ATOMIC_RELAXED);
@@ -451,6 +451,13 @@ static inline const slot_t *find_gfn(struct reader *reader, uint64_t gfn)
     if (slot)
         reader->last_used = slot;
     return slot;
+}
+
+#define find_gfn_inline find_gfn_in_place
+
+static __attribute__((noinline)) const slot_t *find_gfn(struct reader *reader, uint64_t gfn)
+{
+    return find_gfn_in_place(reader, gfn);
 }
 
 // Everybody else's way: the set's last-used slot, shared by all.

@@ -18,7 +18,6 @@ const NONE: f64 = f64::NAN;
 pub const TARGETS: &[Target] = &[
     // Linux's trees without grace periods.
     Target { row: "gfn random", peer: "linux", sizes: &[(10, 3.0, 4.0), (50, 2.2, 4.0), (509, 4.0, 7.0), (8194, 5.0, 9.0), (32764, 5.0, 10.0)] },
-    Target { row: "gfn to hva random", peer: "linux", sizes: &[(10, 3.0, 4.0), (50, 2.2, 4.0), (509, 4.0, 7.0), (8194, 5.0, 9.0), (32764, 5.0, 10.0)] },
     Target { row: "gfn in a hole", peer: "linux", sizes: &[(10, 3.5, 4.0), (50, 3.6, 5.4), (509, 5.8, 9.0), (8194, 6.2, 10.0), (32764, 6.5, 12.0)] },
     Target { row: "gfn dependent", peer: "linux", sizes: &[(10, 1.3, 2.0), (50, 0.9, 1.5), (509, 1.7, 2.5), (8194, 2.2, 3.0), (32764, 2.5, 4.0)] },
     Target { row: "gfn last-used hit", peer: "linux", sizes: &[(10, 1.0, 1.3), (50, 1.0, 1.3), (509, 1.0, 1.3), (8194, 1.0, 1.3), (32764, 1.0, 1.3)] },
