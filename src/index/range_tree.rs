@@ -277,10 +277,11 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     /// # Safety
     /// As `insert`; `node` is part of the working copy.
     unsafe fn set_word_below(editor: &mut Editor, node: NonNull<Node>, entry: Entry) -> NonNull<Node> {
-        // SAFETY: part of the working copy; the caller puts the result in its place.
+        // Before the copy is made: a search in what was stored a moment ago waits for the stores.
+        // SAFETY: part of the working copy.
+        let index = unsafe { Self::position(node, Self::key(entry)) };
+        // SAFETY: as above; the caller puts the result in its place.
         let mut owned = unsafe { Node::owned(node, editor, node.as_ref().len()) };
-        // SAFETY: as above.
-        let index = unsafe { Self::position(owned, Self::key(entry)) };
         // SAFETY: owned by this update, so nobody else's.
         let at = unsafe { owned.as_mut() };
         if at.is_leaf() {
