@@ -36,6 +36,9 @@ const BLOCK: usize = 8;
 const MAXIMA: usize = 6;
 /// The most entries that a node has room for.
 pub(crate) const MAX_ENTRIES: usize = BLOCK * (MAXIMA + 1);
+/// The most entries of a leaf that is not the root. Smaller than inner nodes: an update copies a leaf for each tree, and
+/// half of it is wide enough.
+pub(crate) const LEAF_MAX: usize = 4 * BLOCK;
 
 /// A page number as the search compares it.
 #[derive(Clone, Copy, PartialEq, PartialOrd, Debug)]
@@ -95,15 +98,15 @@ pub(crate) const fn node_lines(cap: usize) -> usize {
     lines_of(size_of::<Node>() + cap * (size_of::<Page>() + size_of::<Pair>()))
 }
 
-/// Room for at least `len` entries, in whole blocks.
+/// Room for at least `len` entries, in whole blocks, and no less than two: so there is memory behind `last` for four.
 fn cap_for(len: usize) -> usize {
-    len.next_multiple_of(BLOCK).clamp(BLOCK, MAX_ENTRIES)
+    len.next_multiple_of(BLOCK).clamp(2 * BLOCK, MAX_ENTRIES)
 }
 
 impl Node {
     /// An empty node that this update owns.
-    /// Lanes that are not in use are zero, which is below every page. The search looks at them by
-    /// two blocks, also where there is but one and pairs behind it.
+    /// Lanes that are not in use are zero, which is below every page. The search looks at them by four blocks, also where there
+    /// are fewer and pairs behind them.
     pub(crate) fn create(editor: &mut Editor, level: u8, room_for: usize) -> NonNull<Node> {
         let cap = cap_for(room_for);
         let lines = node_lines(cap);
@@ -112,7 +115,7 @@ impl Node {
         unsafe {
             let head = Head::new(editor.stamp, lines, level, cap as u8);
             node.write(Node { head, maxima: [Page::ABOVE_ALL; MAXIMA] });
-            node.add(1).cast::<Page>().as_ptr().write_bytes(0, cap.next_multiple_of(2 * BLOCK));
+            node.add(1).cast::<Page>().as_ptr().write_bytes(0, cap.next_multiple_of(4 * BLOCK));
         }
         node
     }
@@ -192,48 +195,80 @@ impl Node {
         NonNull::new(self.pairs()[index].word.cast()).expect("inner nodes have no empty entries")
     }
 
-    /// The first entry whose `last` is not below a page.
+    /// The first entry whose `last` is not below a page, in a node of any size.
     ///
     /// # Safety
     /// Some entry reaches the page.
     #[inline(always)]
     unsafe fn first_reaching<L: Lanes>(&self, page: L) -> usize {
-        self.head.check();
-        let lasts = self.lasts_ptr();
         let cap = self.head.cap as usize;
-        // SAFETY: a multiple of sixteen lanes is initialised in every node, see create().
+        // SAFETY: the caller's promise.
         unsafe {
-            if cap <= 2 * BLOCK {
-                return first_of(2 * BLOCK, blocks::<2>(page, lasts));
-            }
-            if cap <= 4 * BLOCK && L::WIDE {
-                return first_of(4 * BLOCK, blocks::<4>(page, lasts));
+            match () {
+                () if cap <= 2 * BLOCK => self.first_of_blocks::<2>(page),
+                () if cap <= 4 * BLOCK && L::WIDE => self.first_of_blocks::<4>(page),
+                () => self.first_in_two_steps(page),
             }
         }
-        // Behind the maxima is the lane of the block that needs none.
-        let block = (first_of(BLOCK + 1, page.header(self)) - (BLOCK - MAXIMA)) * BLOCK;
-        debug_assert!(block < cap);
-        // SAFETY: maxima of blocks that are not in use are above all, so the block is one in use, and blocks are whole.
-        block + first_of(BLOCK, unsafe { page.eight(lasts.add(block)) })
     }
 
-    /// The first entry that reaches a page in the leaves below this node: the leaf, and the index in it.
+    /// The same, for the node below another. How full it is varies from one to the next, and a branch on that could not be
+    /// guessed: so the level alone decides.
+    ///
+    /// # Safety
+    /// As `first_reaching`.
+    #[inline(always)]
+    unsafe fn first_reaching_below<L: Lanes>(&self, page: L) -> usize {
+        // SAFETY: the caller's promise; leaves below the root have no more than four blocks.
+        match self.is_leaf() && L::WIDE {
+            true => unsafe { self.first_of_blocks::<4>(page) },
+            false => unsafe { self.first_in_two_steps(page) },
+        }
+    }
+
+    /// # Safety
+    /// Some entry reaches the page, and there are no more than `N` blocks, which is two or four.
+    #[inline(always)]
+    unsafe fn first_of_blocks<const N: usize>(&self, page: impl Lanes) -> usize {
+        self.head.check();
+        let block = |at| {
+            // SAFETY: a multiple of four blocks is initialised in every node, see create().
+            let lanes = unsafe { page.eight(self.lasts_ptr().add(at * BLOCK)) };
+            lanes << (at * BLOCK)
+        };
+        first_of(N * BLOCK, (0..N).fold(0, |lanes, at| lanes | block(at)))
+    }
+
+    /// # Safety
+    /// Some entry reaches the page.
+    #[inline(always)]
+    unsafe fn first_in_two_steps(&self, page: impl Lanes) -> usize {
+        self.head.check();
+        // Behind the maxima is the lane of the block that needs none.
+        let block = (first_of(BLOCK + 1, page.header(self)) - (BLOCK - MAXIMA)) * BLOCK;
+        debug_assert!(block < self.head.cap as usize);
+        // SAFETY: maxima of blocks that are not in use are above all, so the block is one in use, and blocks are whole.
+        block + first_of(BLOCK, unsafe { page.eight(self.lasts_ptr().add(block)) })
+    }
+
+    /// The first entry that reaches a page in the leaves below this node, a root: the leaf, and the index in it.
     ///
     /// # Safety
     /// Some entry reaches the page, and the nodes below this one are alive.
     #[inline(always)]
     pub(crate) unsafe fn descend<L: Lanes>(&self, page: L) -> (&Node, usize) {
         let mut node = self;
-        loop {
-            // SAFETY: some entry reaches the page; and where an inner node's does, so does one of the child's, since the
-            // entry's last is the largest below it.
-            let index = unsafe { node.first_reaching(page) };
-            if node.is_leaf() {
-                return (node, index);
+        // SAFETY: some entry reaches the page.
+        let mut index = unsafe { node.first_reaching(page) };
+        while !node.is_leaf() {
+            // SAFETY: the index is of an entry, and inner entries' words are live nodes. Where an inner node's entry reaches the
+            // page, so does one of the child's, since the entry's last is the largest below it.
+            unsafe {
+                node = &*node.pair(index).word.cast::<Node>();
+                index = node.first_reaching_below(page);
             }
-            // SAFETY: the index is of an entry, and inner entries' words are live nodes.
-            node = unsafe { &*node.pair(index).word.cast::<Node>() };
         }
+        (node, index)
     }
 
     /// The first entry of this node that reaches a page.
@@ -481,16 +516,6 @@ pub(crate) trait Lanes: Copy {
     unsafe fn eight(self, pages: *const Page) -> u32;
 }
 
-/// The lanes of the first `N` blocks.
-///
-/// # Safety
-/// So many pages stand there, at the start of a line.
-#[inline(always)]
-unsafe fn blocks<const N: usize>(page: impl Lanes, pages: *const Page) -> u32 {
-    // SAFETY: the caller's pages.
-    (0..N).fold(0, |lanes, block| lanes | unsafe { page.eight(pages.add(block * BLOCK)) } << (block * BLOCK))
-}
-
 /// The first lane of `count`, the last where no other is fit. Not a lane more, so that a processor that runs ahead on a guess,
 /// from a number that the guest has chosen, stays in the node too.
 #[inline(always)]
@@ -552,6 +577,21 @@ mod lanes {
         }
     }
 
+    /// The lanes of a header's line, whose maxima are two and four.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn header(page: __m256d, node: &Node) -> u32 {
+        let pages = node.maxima.as_ptr().cast::<f64>();
+        // SAFETY: six pages are read; the caller's promise.
+        unsafe {
+            let two = _mm_cmp_pd::<_CMP_GE_OQ>(_mm_load_pd(pages), _mm256_castpd256_pd128(page));
+            let four = _mm256_cmp_pd::<_CMP_GE_OQ>(_mm256_load_pd(pages.add(2)), page);
+            (_mm_movemask_pd(two) << 2 | _mm256_movemask_pd(four) << 4) as u32
+        }
+    }
+
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256d);
 
@@ -564,13 +604,8 @@ mod lanes {
 
         #[inline(always)]
         fn header(self, node: &Node) -> u32 {
-            let pages = node.maxima.as_ptr().cast::<f64>();
-            // SAFETY: six pages are read; that the processor has AVX2 was promised to of().
-            unsafe {
-                let two = _mm_cmp_pd::<_CMP_GE_OQ>(_mm_load_pd(pages), _mm256_castpd256_pd128(self.0));
-                let four = _mm256_cmp_pd::<_CMP_GE_OQ>(_mm256_load_pd(pages.add(2)), self.0);
-                (_mm_movemask_pd(two) << 2 | _mm256_movemask_pd(four) << 4) as u32
-            }
+            // SAFETY: that the processor has AVX2 was promised to of().
+            unsafe { header(self.0, node) }
         }
 
         #[inline(always)]
@@ -599,11 +634,9 @@ mod lanes {
 
         #[inline(always)]
         fn header(self, node: &Node) -> u32 {
-            // SAFETY: of the header's line only the maxima are read; that the processor has AVX-512 was promised to of().
-            unsafe {
-                let maxima = _mm512_maskz_load_pd(0xfc, std::ptr::from_ref(node).cast());
-                _mm512_mask_cmp_pd_mask::<_CMP_GE_OQ>(0xfc, maxima, self.0) as u32
-            }
+            // Not by a compare under a mask: the compiler loads that into a part of a register, and so lets a lookup wait for
+            // the one before. SAFETY: AVX-512 was promised to of(), and includes AVX2.
+            unsafe { header(_mm512_castpd512_pd256(self.0), node) }
         }
 
         #[inline(always)]

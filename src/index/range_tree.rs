@@ -9,14 +9,12 @@
 //! beats a tree up to there. A node other than those at the tree's right edge is at least a quarter full. Nodes split
 //! in halves, except at the right edge, where the left one stays full: ascending insertion leaves full nodes.
 
-use super::node::{node_lines, Entry, Lanes, Node, Page, Pair, MAX_ENTRIES};
+use super::node::{node_lines, Entry, Lanes, Node, Page, Pair, LEAF_MAX, MAX_ENTRIES};
 use super::pool::LINE;
 use super::{Editor, Head};
 use std::mem::MaybeUninit;
 use std::ptr::{null, NonNull};
 
-/// Entries of a leaf. Smaller than inner nodes: an update copies a leaf for each tree, and half of it is wide enough.
-const LEAF_MAX: usize = 32;
 const _: () = assert!(MAX_ENTRIES / 2 < LEAF_MAX, "halves of a full root, and one entry more, are leaves");
 
 /// Levels that a tree of 65,535 ranges can have, with room to spare: 8 entries a leaf, 14 an inner node, are five.
@@ -71,7 +69,7 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         // SAFETY: as in levels().
         let root_len = self.root().map_or(0, |root| unsafe { root.as_ref() }.len());
         let node = match self.levels() {
-            0 | 1 => node_lines((root_len + edits).next_multiple_of(8).min(MAX_ENTRIES)),
+            0 | 1 => node_lines((root_len + edits).next_multiple_of(8).clamp(16, MAX_ENTRIES)),
             _ => node_lines(MAX_ENTRIES),
         };
         // On each level a node is copied, may be copied again with more room, and a neighbour is made or copied; then
