@@ -220,9 +220,11 @@ impl Node {
     #[inline(always)]
     unsafe fn first_reaching_below<L: Lanes>(&self, page: L) -> usize {
         // SAFETY: the caller's promise; leaves below the root have no more than four blocks.
-        match self.is_leaf() && L::WIDE {
-            true => unsafe { self.first_of_blocks::<4>(page) },
-            false => unsafe { self.first_in_two_steps(page) },
+        unsafe {
+            match self.is_leaf() && L::WIDE {
+                true => self.first_of_blocks::<4>(page),
+                false => self.first_in_two_steps(page),
+            }
         }
     }
 
