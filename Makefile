@@ -67,7 +67,9 @@ check-format:
 check-rust:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p memslots-oracle --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p memslots-bench --all-targets -- -D warnings
 	$(CARGO) test --locked -p memslots
+	$(CARGO) test --locked -p memslots-bench
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps -p memslots
 
 check-c: ## C tests only, plain and under valgrind
@@ -91,14 +93,16 @@ run: lib ## The example: a small VMM over hundreds of slots (needs /dev/kvm; sim
 
 # Where the benchmarks leave results.json and the plots.
 BENCH_OUT ?= bench
+# More for the benchmarks: BENCH_FLAGS=--kvm, '--compare old.json', ...
+BENCH_FLAGS ?=
 
-bench: lib ## All benchmarks, some minutes: bench/results.json and plots
+bench: lib ## All benchmarks, some minutes: bench/results.json, results.md and plots
 	@mkdir -p $(BENCH_OUT)
-	$(CARGO) run --release --locked -p memslots-bench -- --out $(CURDIR)/$(BENCH_OUT)/results.json
+	$(CARGO) run --release --locked -p memslots-bench -- --out $(CURDIR)/$(BENCH_OUT)/results.json $(BENCH_FLAGS)
 
-bench-quick: lib ## The same in less than a minute, with wider spread
+bench-quick: lib ## The same in about a minute, with wider spread
 	@mkdir -p $(BENCH_OUT)
-	$(CARGO) run --release --locked -p memslots-bench -- --quick --out $(CURDIR)/$(BENCH_OUT)/results.json
+	$(CARGO) run --release --locked -p memslots-bench -- --quick --out $(CURDIR)/$(BENCH_OUT)/results.json $(BENCH_FLAGS)
 
 fuzz: ## Fuzz the library against the model for FUZZ_SECONDS (default 60)
 	fuzz/run $(or $(FUZZ_SECONDS),60)
