@@ -98,11 +98,12 @@ BENCH_FLAGS ?=
 
 bench: lib ## All benchmarks, some minutes: bench/results.json, results.md and plots
 	@mkdir -p $(BENCH_OUT)
-	$(CARGO) run --release --locked -p memslots-bench -- --out $(CURDIR)/$(BENCH_OUT)/results.json $(BENCH_FLAGS)
+	$(CARGO) run --release --locked -p memslots-bench -- --out $(BENCH_OUT)/results.json $(BENCH_FLAGS)
+	$(if $(filter bench,$(BENCH_OUT)),scripts/readme-figures)
 
 bench-quick: lib ## The same in about a minute, with wider spread
 	@mkdir -p $(BENCH_OUT)
-	$(CARGO) run --release --locked -p memslots-bench -- --quick --out $(CURDIR)/$(BENCH_OUT)/results.json $(BENCH_FLAGS)
+	$(CARGO) run --release --locked -p memslots-bench -- --quick --out $(BENCH_OUT)/results.json $(BENCH_FLAGS)
 
 fuzz: ## Fuzz the library against the model for FUZZ_SECONDS (default 60)
 	fuzz/run $(or $(FUZZ_SECONDS),60)
