@@ -207,6 +207,16 @@ static int apply(void)
     return memslots_apply(ms, changes, NULL, 4, NULL);
 }
 
+// As at the start of a VM: nothing but creates, for a table without slots.
+static int apply_to_nothing(void)
+{
+    struct memslots_region slots[100];
+
+    for (uint32_t i = 0; i < 100; i++)
+        slots[i] = ram(i * 7, 50000 - 20 * (uint64_t)i, 10);
+    return memslots_apply(ms, slots, NULL, 100, NULL);
+}
+
 static void flush(void *ctx, const struct memslot *invalid)
 {
     (void)ctx;
@@ -253,6 +263,8 @@ static void scenario(const struct memslots_ops *ops)
     STEP(one_transaction());
     STEP(replace_all());
     STEP(apply());
+    STEP(memslots_replace_all(ms, 0, NULL, NULL, 0, NULL));
+    STEP(apply_to_nothing());
     memslots_synchronize(ms);
     memslots_reader_free(reader);
     memslots_free(ms);

@@ -21,9 +21,10 @@
 //! # Ok::<(), memslots::Errno>(())
 //! ```
 //!
-//! The rooms, each of which knows only those below it: `capi` (the C functions), `table`, `transaction`, `single`, `reader`, `kvm`,
+//! The rooms, each of which knows only those below it: `capi` (the C functions), `table`, `transaction`, `bulk`, `single`, `reader`, `kvm`,
 //! `plan` and `trace`, `shared`, `change` (the rules), `epoch`, `snapshot`, `index`, `slot`. `docs/design.md` tells why.
 
+mod bulk;
 mod capi;
 mod change;
 mod commit;

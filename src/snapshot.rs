@@ -246,6 +246,50 @@ impl Space {
         self.count += 1;
     }
 
+    /// Bytes that `list` and what comes before `build` can allocate at most, a slot; and `build`, for `count` slots.
+    pub(crate) const BYTES_TO_LIST: usize = IdTable::bytes_to_edit(1) + RECORD_LINES * LINE;
+
+    pub(crate) fn bytes_to_build(count: usize) -> usize {
+        RangeTree::<false>::bytes_to_build(count) + RangeTree::<true>::bytes_to_build(count)
+    }
+
+    /// Adds a slot by its id only, to a space whose trees are empty until `build`.
+    ///
+    /// # Safety
+    /// See above. The slot's id is free.
+    pub(crate) unsafe fn list(&mut self, editor: &mut Editor, record: NonNull<Record>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let slot = &record.as_ref().slot;
+            self.ids.set(editor, slot.id, record.as_ptr().cast());
+            self.npages += slot.npages;
+        }
+        self.count += 1;
+    }
+
+    /// Builds the trees of a space whose slots have been listed. None where two slots share a frame. `entries` has
+    /// room for all of them.
+    ///
+    /// # Safety
+    /// `records` are the listed ones, and `bytes_to_build` are reserved.
+    pub(crate) unsafe fn build(
+        &mut self,
+        editor: &mut Editor,
+        records: impl Iterator<Item = NonNull<Record>> + Clone,
+        entries: &mut Vec<Entry>,
+        page_shift: u32,
+    ) -> Option<()> {
+        entries.extend(records.clone().map(gfn_entry));
+        // SAFETY: the caller's promise.
+        self.gfn = unsafe { RangeTree::build(editor, entries) }?;
+        entries.clear();
+        // SAFETY: listed records are alive.
+        entries.extend(records.map(|record| hva_entry(unsafe { &record.as_ref().slot }, page_shift)));
+        // SAFETY: the caller's promise.
+        self.hva = unsafe { RangeTree::build(editor, entries) }?;
+        Some(())
+    }
+
     /// # Safety
     /// See above. The slot is in the space.
     pub(crate) unsafe fn remove(&mut self, editor: &mut Editor, record: NonNull<Record>, page_shift: u32) {

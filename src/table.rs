@@ -219,9 +219,12 @@ impl Memslots {
     /// As [`Memslots::set_region`], with the index of the one that was refused.
     pub fn apply(&self, regions: &[Region], opaques: Option<&[*mut c_void]>) -> Result<(), Refused> {
         let mut txn = self.begin().map_err(Refused::as_a_whole)?;
-        for (index, region) in regions.iter().enumerate() {
-            let opaque = opaque_at(opaques, index);
-            txn.set_region(region, opaque).map_err(|errno| Refused { errno, at: Some(index) })?;
+        if txn.create_all(regions, |index| opaque_at(opaques, index)).is_none() {
+            txn.start_over().map_err(Refused::as_a_whole)?;
+            for (index, region) in regions.iter().enumerate() {
+                let opaque = opaque_at(opaques, index);
+                txn.set_region(region, opaque).map_err(|errno| Refused { errno, at: Some(index) })?;
+            }
         }
         txn.commit_list().map_err(|(errno, at)| Refused { errno, at })
     }

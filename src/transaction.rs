@@ -92,6 +92,26 @@ impl<'a> Transaction<'a> {
         Ok(Transaction { lock, base, work, stamp, replaced, step: 0, refused: None, bracketed, finished: false })
     }
 
+    /// Throws all steps away, and begins anew under the same lock.
+    ///
+    /// # Errors
+    /// `ENOMEM`; the transaction is good for nothing but to be dropped then.
+    pub(crate) fn start_over(&mut self) -> Result<()> {
+        if self.lock.writer.journal.is_empty() {
+            return Ok(());
+        }
+        self.lock.writer.pool.reserve(Published::lines(self.lock.shared.limits.nr_address_spaces) * LINE)?;
+        self.throw_away();
+        let writer = &mut *self.lock.writer;
+        self.stamp += writer.journal.len() as u64 + 1;
+        writer.journal.clear();
+        let mut editor = Editor { pool: &mut writer.pool, stamp: self.stamp, replaced: None };
+        // SAFETY: the current publication is alive under the update lock.
+        self.work = Published::copy_of(&mut editor, unsafe { self.base.as_ref() });
+        (self.step, self.finished) = (0, false);
+        Ok(())
+    }
+
     // ---- staging ----
 
     /// `KVM_SET_USER_MEMORY_REGION2`: creates, deletes, moves or changes flags.
@@ -244,7 +264,7 @@ impl<'a> Transaction<'a> {
         plan::steps(&self.differences()?)
     }
 
-    fn rules(&self) -> crate::change::Rules<'a> {
+    pub(crate) fn rules(&self) -> crate::change::Rules<'a> {
         self.lock.rules(self.work)
     }
 
@@ -428,7 +448,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// The working copy's space, and the right to change it.
-    fn edit(&mut self, as_id: u16) -> (&mut Space, Editor<'_>) {
+    pub(crate) fn edit(&mut self, as_id: u16) -> (&mut Space, Editor<'_>) {
         let editor = Editor { pool: &mut self.lock.writer.pool, stamp: self.stamp, replaced: Some(&mut self.replaced) };
         // SAFETY: the working copy is this transaction's alone until it is published.
         let space = &mut unsafe { self.work.as_mut() }.spaces_mut()[as_id as usize];
@@ -440,7 +460,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// A record for a line of the journal, from reserved memory.
-    fn new_record(&mut self, slot: Memslot, line: usize) -> NonNull<Record> {
+    pub(crate) fn new_record(&mut self, slot: Memslot, line: usize) -> NonNull<Record> {
         Record::create(&mut self.lock.writer.pool, self.stamp + line as u64, slot)
     }
 

@@ -338,7 +338,10 @@ proptest! {
 
 /// Requests for a table: another one's slots, in any order, some of them made wrong.
 fn requests(model: &Model, choose: &mut Seed) -> Vec<Request> {
-    let mut requests: Vec<Request> = model.space(0).slots.iter().map(|slot| slot.request(12)).collect();
+    mixed(model.space(0).slots.iter().map(|slot| slot.request(12)).collect(), choose)
+}
+
+fn mixed(mut requests: Vec<Request>, choose: &mut Seed) -> Vec<Request> {
     for at in (1..requests.len()).rev() {
         requests.swap(at, choose.below(at as u64 + 1) as usize);
     }
@@ -392,5 +395,34 @@ proptest! {
         prop_assert_eq!(got, wanted, "{:x?}", requests);
         let same = library.glance(&model).and_then(|()| library.inspect(&model));
         prop_assert!(same.is_ok(), "{}\n{:x?}", same.unwrap_err(), requests);
+    }
+
+    /// A list for a table without slots, the culprit included; what is made of it is as good as what grew.
+    #[test]
+    fn lists_for_an_empty_table(seed in any::<u64>(), n in 0..400u16) {
+        let (mut choose, world) = (Seed(seed), World::wide(Limits::default()));
+        let (mut library, mut model) = (Library::new(&Limits::default()), Model::new(Limits::default()));
+        let creates = world.fill(n).into_iter().filter_map(|op| match op {
+            Op::Create(request) => Some(request),
+            _ => None,
+        });
+        let requests = mixed(creates.collect(), &mut choose);
+        let regions: Vec<_> = requests.iter().map(region).collect();
+        let opaques: Vec<_> = (1..).map(opaque_of).take(regions.len()).collect();
+        let got = library.table().apply(&regions, Some(&opaques));
+        let got = got.map_err(|refused| (refused.errno.0, refused.at.expect("a culprit")));
+        prop_assert_eq!(got, model.apply_all(&requests, 1), "{:x?}", requests);
+        let same = library.glance(&model).and_then(|()| library.inspect(&model));
+        prop_assert!(same.is_ok(), "{}\n{:x?}", same.unwrap_err(), requests);
+
+        let mut ahead = model.clone();
+        let mut next = || {
+            let op = world.op(&mut choose, &ahead);
+            let _ = ahead.apply(&op, 0);
+            op
+        };
+        let ops: Vec<_> = (0..60).map(|_| next()).collect();
+        let played = play(&ops, &mut model, &mut [&mut library], 20);
+        prop_assert!(played.is_ok(), "{}\n{:x?}", played.unwrap_err().what, requests);
     }
 }

@@ -120,6 +120,18 @@ impl Node {
         node
     }
 
+    /// A node of these entries, which are in order and no more than `MAX_ENTRIES`.
+    pub(crate) fn of(editor: &mut Editor, level: u8, entries: &[Entry]) -> NonNull<Node> {
+        let mut node = Node::create(editor, level, entries.len());
+        // SAFETY: fresh, and nobody else's.
+        let at = unsafe { node.as_mut() };
+        debug_assert!(entries.len() <= at.head.cap as usize);
+        at.head.len = entries.len() as u8;
+        entries.iter().enumerate().for_each(|(index, entry)| at.set(index, *entry));
+        at.note_maxima(0);
+        node
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.head.len as usize
     }

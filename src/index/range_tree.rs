@@ -52,6 +52,17 @@ fn min_len(level: u8) -> usize {
     max_len(level) / 4
 }
 
+/// Entries of the nodes that `build` makes: as full as may be, but for a few that come later.
+fn built_len(level: u8) -> usize {
+    max_len(level) * 7 / 8
+}
+
+/// How many nodes, of how many entries at most, `build` makes of `len` on one level; those of the root are one.
+fn built(level: u8, len: usize) -> (usize, usize) {
+    let nodes = if len <= MAX_ENTRIES { 1 } else { len.div_ceil(built_len(level)) };
+    (nodes, len.div_ceil(nodes))
+}
+
 impl<const MULTI: bool> RangeTree<MULTI> {
     pub(crate) const EMPTY: Self = RangeTree { root: null(), end: 0 };
 
@@ -75,6 +86,18 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         // On each level a node is copied, may be copied again with more room, and a neighbour is made or copied; then
         // there may be a new root.
         edits * (3 * self.levels() + 2) * node * LINE
+    }
+
+    /// Bytes that `build` allocates at most.
+    pub(crate) fn bytes_to_build(mut len: usize) -> usize {
+        let (mut level, mut lines) = (0, 0);
+        while len > 0 {
+            let (nodes, node_len) = built(level, len);
+            lines += nodes * node_lines(node_len.next_multiple_of(8).clamp(16, MAX_ENTRIES));
+            len = if nodes > 1 { nodes } else { 0 };
+            level += 1;
+        }
+        lines * LINE
     }
 
     // ---- looking ----
@@ -190,6 +213,33 @@ impl<const MULTI: bool> RangeTree<MULTI> {
             // SAFETY: as above.
             Some(right) => unsafe { insert_entry(editor, owned, index + 1, entry_of(right), limit, right_edge) },
         }
+    }
+
+    /// The tree of a list of entries, which it puts in order. None where two of them share a page and may not; nothing is made
+    /// then. What is left of the list afterwards has no meaning.
+    ///
+    /// # Safety
+    /// `bytes_to_build` are reserved.
+    pub(crate) unsafe fn build(editor: &mut Editor, entries: &mut [Entry]) -> Option<Self> {
+        entries.sort_unstable_by_key(|entry| (entry.start, Self::key(*entry).tie));
+        if !MULTI && entries.windows(2).any(|pair| pair[0].last >= pair[1].start) {
+            return None;
+        }
+        let (mut level, mut len) = (0, entries.len());
+        while len > 0 {
+            let nodes = built(level, len).0;
+            for index in 0..nodes {
+                let node = Node::of(editor, level, &entries[index * len / nodes..(index + 1) * len / nodes]);
+                // What the level above has, in the place of entries that are in a node by now.
+                entries[index] = entry_of(node);
+            }
+            if nodes == 1 {
+                break;
+            }
+            (level, len) = (level + 1, nodes);
+        }
+        let root = entries.first().filter(|_| len > 0);
+        Some(root.map_or(Self::EMPTY, |root| RangeTree { root: root.word.cast(), end: root.last + 1 }))
     }
 
     /// Takes an entry out. It is there.
@@ -631,6 +681,7 @@ mod tests {
     use crate::index::node::Baseline;
     use crate::index::pool::Pool;
     use crate::index::Chain;
+    use std::collections::BTreeSet;
 
     /// A tree with its pool, in which every update has a stamp of its own, so that each copies what it changes.
     struct Bench<const MULTI: bool> {
@@ -738,6 +789,40 @@ mod tests {
             bench.remove(entry(i * 3, 2, 0));
         }
         assert!(bench.entries().is_empty());
+    }
+
+    #[test]
+    fn a_built_tree_is_as_good_as_one_that_grew() {
+        for n in [0, 1, 2, 56, 57, 113, 1009, 2003] {
+            let mut bench = Bench::<true>::new();
+            bench.pool.reserve(RangeTree::<true>::bytes_to_build(n as usize)).unwrap();
+            // Pairs with the same start, and every ninth reaches far.
+            let mut entries: Vec<_> = (0..n)
+                .map(|i| i * (n / 2 | 1) % n.max(1))
+                .map(|i| entry(i / 2 * 10, if i % 9 == 0 { 300 } else { 10 }, i as usize))
+                .collect();
+            let kept = entries.clone();
+            let mut editor = Editor { pool: &mut bench.pool, stamp: 0, replaced: None };
+            // SAFETY: reserved.
+            bench.tree = unsafe { RangeTree::build(&mut editor, &mut entries) }.unwrap();
+            bench.assert_sound();
+            let in_order: BTreeSet<_> = kept.iter().map(|entry| (entry.start, entry.word as usize)).collect();
+            assert!(bench.entries().into_iter().eq(in_order.iter().map(|(_, word)| *word)));
+            kept.iter().step_by(2).for_each(|entry| bench.remove(*entry));
+            kept.iter().step_by(2).for_each(|entry| bench.insert(*entry));
+            assert_eq!(bench.entries().len(), in_order.len());
+        }
+    }
+
+    #[test]
+    fn what_overlaps_is_not_built() {
+        let mut pool = Pool::new();
+        pool.reserve(RangeTree::<false>::bytes_to_build(3)).unwrap();
+        let mut editor = Editor { pool: &mut pool, stamp: 0, replaced: None };
+        let mut entries = [entry(20, 5, 0), entry(10, 5, 0), entry(14, 1, 0)];
+        // SAFETY: reserved.
+        assert!(unsafe { RangeTree::<false>::build(&mut editor, &mut entries) }.is_none());
+        assert_eq!(pool.used(), 0);
     }
 
     #[test]
