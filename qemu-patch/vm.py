@@ -60,7 +60,7 @@ class Vm:
     """A QEMU process. Leave the `with` block and it is gone."""
 
     def __init__(self, binary, directory, name, *, bios=None, ram=510 * MIB, accel="", options=(), trace=(),
-                 paused=False, incoming=None, preload=None, machine="pc"):
+                 paused=False, incoming=None, preload=None, machine="pc", kernel=None):
         self.name, self.ram = name, ram
         self.path = os.path.join(directory, name)
         self.log = self.path + ".log"
@@ -83,10 +83,12 @@ class Vm:
                     "-object", f"memory-backend-file,id=ram,size={ram},mem-path={self.path}.ram,share=on",
                     "-nodefaults", "-display", "none", "-qmp", f"unix:{self.path}.qmp,server=on,wait=off",
                     "-chardev", f"file,id=debug,path={self.debug_path}",
-                    "-device", f"isa-debugcon,iobase={'0xe9' if bios else '0x402'},chardev=debug",
+                    "-device", f"isa-debugcon,iobase={'0xe9' if bios or kernel else '0x402'},chardev=debug",
                     "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-D", self.log]
         if bios:
             command += ["-bios", bios]
+        if kernel:
+            command += ["-kernel", kernel]
         if paused:
             command += ["-S"]
         if incoming:

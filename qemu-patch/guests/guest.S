@@ -4,8 +4,8 @@
  *
  * It is a 64 KiB BIOS image: the processor comes out of reset right into it, and it runs from ROM, without a stack.
  * All that it ever writes to memory are the patterns (and, once, its page tables), so what is dirty is known exactly.
- * Assembled twice: as it is, it stays in 32-bit protected mode in ring 0; with RING3, it goes on to long mode and
- * drops to ring 3.
+ * Assembled three times: as it is, it stays in 32-bit protected mode in ring 0; with RING3, it goes on to long mode and
+ * drops to ring 3; with KERNEL, it is what SeaBIOS boots, a Multiboot kernel at 2 MiB, in ring 0 again.
  *
  * It knows one thing of the outside: the mailbox, a page of RAM which the host writes and the guest only reads.
  * A command is done once, when its sequence number changes. What it says, it says on the debug port, in lines:
@@ -44,11 +44,19 @@
         .text
         .code32
 
+#ifdef KERNEL
+/* The Multiboot header: take the file as it is. The loader has set up flat segments. */
+#define MAGIC       0x1badb002
+#define NO_ELF      0x00010000
+header: .long   MAGIC, NO_ELF, -(MAGIC + NO_ELF)
+        .long   header, header, 0, 0, ready
+#else
 protected:
         mov     $0x10, %ax
         mov     %ax, %ds
         mov     %ax, %es
         mov     %ax, %ss
+#endif
 #ifdef RING3
 #define R(reg)  %r##reg
 
@@ -206,6 +214,7 @@ exit:
         out     %eax, $PORT_EXIT
 1:      jmp     1b
 
+#ifndef KERNEL
 /* Out of reset: 16 bits, at the top of the ROM. */
         .code16
 real_mode:
@@ -232,3 +241,4 @@ gdt_pointer:
         .org    0xfff0
         jmp     real_mode
         .org    0x10000
+#endif
