@@ -15,7 +15,8 @@
 //! thread that happens to advance the epoch, a reader included, pushes the bag on `ripe`: two instructions and no lock. Only
 //! threads that hold the update lock take bags from there, free what is in them and run releases.
 
-use crate::index::pool::{lines_of, Pool, LINE, MAX_LINES};
+use crate::index::node::NODE_LINES_MAX;
+use crate::index::pool::{lines_of, Pool, LINE};
 use crate::index::{Chain, Head};
 use crate::slot::{Memslot, Result, MAX_ADDRESS_SPACES};
 use crate::snapshot::{Published, Record, RECORD_LINES};
@@ -76,15 +77,16 @@ impl Current {
 struct Bag {
     next: *mut Bag,
     /// Nodes and roots, which start with a [`Head`], by their lines: so they go back to the pool a chain at a time, and nobody
-    /// fetches each of them into the cache to see what it is.
-    objects: [Chain; MAX_LINES + 1],
+    /// fetches each of them into the cache to see what it is. Those that are larger than nodes are roots, all of one size.
+    objects: [Chain; NODE_LINES_MAX + 2],
     /// Records whose slot lives on under another record.
     records: Chain,
     /// Records whose slot is gone: their release is owed.
     owed: Chain,
     /// The bag's own included once it is on its way.
     bytes: usize,
-    count: usize,
+    /// Not of the same type as the bytes: or the compiler adds to both at once, by a load that waits for two stores.
+    count: u32,
 }
 
 const BAG_LINES: usize = lines_of(size_of::<Bag>());
@@ -92,7 +94,7 @@ const BAG_LINES: usize = lines_of(size_of::<Bag>());
 impl Bag {
     const EMPTY: Bag = Bag {
         next: null_mut(),
-        objects: [const { Chain::EMPTY }; MAX_LINES + 1],
+        objects: [const { Chain::EMPTY }; NODE_LINES_MAX + 2],
         records: Chain::EMPTY,
         owed: Chain::EMPTY,
         bytes: 0,
@@ -192,7 +194,7 @@ pub(crate) struct Lane {
     pending: Bag,
     /// Given to the collector and not yet freed.
     waiting_bytes: usize,
-    waiting_objects: usize,
+    waiting_objects: u32,
     waiting_releases: usize,
 }
 
@@ -212,7 +214,7 @@ impl Lane {
     }
 
     /// Bytes and objects put aside and not yet free again.
-    pub(crate) fn garbage(&self) -> (usize, usize) {
+    pub(crate) fn garbage(&self) -> (usize, u32) {
         (self.waiting_bytes + self.pending.bytes, self.waiting_objects + self.pending.count)
     }
 
@@ -237,7 +239,7 @@ impl Lane {
             let lines = object.as_ref().lines as usize;
             self.pending.bytes += lines * LINE;
             self.pending.count += 1;
-            self.pending.objects[lines].push(object.cast());
+            self.pending.objects[lines.min(NODE_LINES_MAX + 1)].push(object.cast());
         }
     }
 
@@ -346,14 +348,13 @@ impl Lane {
 /// # Safety
 /// Nobody can see any of it any more.
 unsafe fn empty(bag: &mut Bag, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) -> usize {
-    for (lines, chain) in bag.objects.iter_mut().enumerate() {
-        // SAFETY: objects of that many lines, and they came from this pool.
-        unsafe { pool.free_chain(chain, lines) };
+    for chain in bag.objects.iter_mut() {
+        let Some(first) = chain.first() else { continue };
+        // SAFETY: put aside with its head, as all of the chain, whose objects have as many lines; they came from this pool.
+        unsafe { pool.free_chain(chain, first.cast::<Head>().as_ref().lines as usize) };
     }
-    while let Some(link) = bag.records.pop() {
-        // SAFETY: links of records, which came from this pool.
-        unsafe { pool.free(Record::of_link(link).cast(), RECORD_LINES) };
-    }
+    // SAFETY: links of records, which came from this pool.
+    unsafe { pool.free_chain(&mut bag.records, RECORD_LINES) };
     let owed = bag.owed.count;
     while let Some(link) = bag.owed.pop() {
         // SAFETY: as above; it is freed after the release has seen it.

@@ -6,7 +6,7 @@
 
 use crate::index::id_table::IdTable;
 use crate::index::node::{Baseline, Entry, Lanes};
-use crate::index::pool::{lines_of, Pool, LINE};
+use crate::index::pool::{lines_of, link_at, Pool, LINE};
 use crate::index::range_tree::{Cursor, RangeTree};
 use crate::index::{Editor, Head, Link};
 use crate::slot::{Gfn, Memslot};
@@ -47,7 +47,9 @@ impl Record {
 }
 
 pub(crate) const RECORD_LINES: usize = lines_of(size_of::<Record>());
-const _: () = assert!(size_of::<Record>() == LINE);
+const _: () = assert!(size_of::<Record>() == LINE && offset_of!(Record, link) == link_at(RECORD_LINES));
+// All that takes one line is records.
+const _: () = assert!(size_of::<Published>() + size_of::<Space>() > LINE);
 
 /// One address space at one moment.
 #[repr(C)]

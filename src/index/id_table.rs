@@ -25,6 +25,19 @@ pub(crate) struct IdNode {
 
 const NODE_LINES: usize = lines_of(size_of::<IdNode>());
 
+/// How many words a node has, and which of its children are full.
+#[derive(Clone, Copy)]
+struct Census {
+    len: u8,
+    full: u32,
+}
+
+impl Census {
+    fn is_full(self) -> bool {
+        self.full == u32::MAX
+    }
+}
+
 /// A table at one moment; copying it is a snapshot.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -46,15 +59,18 @@ impl IdNode {
         NonNull::new(self.words[index].cast())
     }
 
-    /// Puts a word in, or takes one out (null), and keeps count.
-    fn set(&mut self, index: usize, word: *mut u8) {
-        self.head.len += word.is_null() as u8 ^ 1;
-        self.head.len -= self.words[index].is_null() as u8 ^ 1;
-        self.words[index] = word;
+    /// To be asked of the node as it was, before it is copied: a load from what was stored a moment ago waits for the stores.
+    fn census(&self) -> Census {
+        Census { len: self.head.len, full: self.full }
     }
 
-    fn set_full(&mut self, index: usize, full: bool) {
-        self.full = self.full & !(1 << index) | (full as u32) << index;
+    /// Puts a word in the place of another, and says what the node has then. `was` is what it had.
+    fn set(&mut self, was: Census, index: usize, (old, new): (*mut u8, *mut u8), full: bool) -> Census {
+        let len = was.len + old.is_null() as u8 - new.is_null() as u8;
+        let census = Census { len, full: was.full & !(1 << index) | (full as u32) << index };
+        self.words[index] = new;
+        (self.head.len, self.full) = (census.len, census.full);
+        census
     }
 
     /// This node, or the copy of it that this update owns.
@@ -157,7 +173,7 @@ impl IdTable {
             root = grown(editor, root);
         }
         // SAFETY: as above.
-        self.root = unsafe { set_below(editor, root, id, word) }.as_ptr();
+        self.root = unsafe { set_below(editor, root, id, word) }.0.as_ptr();
     }
 
     /// Takes an id's word away. It has one.
@@ -200,31 +216,34 @@ fn grown(editor: &mut Editor, root: NonNull<IdNode>) -> NonNull<IdNode> {
     let mut above = IdNode::create(editor, below.head.level + 1);
     // SAFETY: fresh, and nobody else's.
     let at = unsafe { above.as_mut() };
-    at.set(0, root.as_ptr().cast());
-    at.set_full(0, below.full == u32::MAX);
+    at.set(at.census(), 0, (null_mut(), root.as_ptr().cast()), below.census().is_full());
     above
 }
 
+/// Gives what stands in the node's place, and whether it is full.
+///
 /// # Safety
 /// As `IdTable::set`; `node` is part of the working copy. The caller puts the result in its place.
-unsafe fn set_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16, word: *mut u8) -> NonNull<IdNode> {
+unsafe fn set_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16, word: *mut u8) -> (NonNull<IdNode>, bool) {
+    // SAFETY: part of the working copy, so alive.
+    let (level, census) = unsafe { (node.as_ref().head.level, node.as_ref().census()) };
+    let index = index_of(id, level);
+    // SAFETY: as above.
+    let was = unsafe { node.as_ref() }.words[index];
     // SAFETY: the caller's promise.
     let mut owned = unsafe { IdNode::owned(node, editor) };
+    let (word, full) = match level {
+        0 => (word, true),
+        _ => {
+            let child = NonNull::new(was.cast()).unwrap_or_else(|| IdNode::create(editor, level - 1));
+            // SAFETY: a child of the working copy, or new.
+            let (child, full) = unsafe { set_below(editor, child, id, word) };
+            (child.as_ptr().cast(), full)
+        }
+    };
     // SAFETY: owned by this update, so nobody else's.
-    let at = unsafe { owned.as_mut() };
-    let index = index_of(id, at.head.level);
-    if at.head.level == 0 {
-        at.set(index, word);
-        at.set_full(index, true);
-        return owned;
-    }
-    let child = at.child(index).unwrap_or_else(|| IdNode::create(editor, at.head.level - 1));
-    // SAFETY: a child of the working copy, or new.
-    let child = unsafe { set_below(editor, child, id, word) };
-    at.set(index, child.as_ptr().cast());
-    // SAFETY: part of the working copy.
-    at.set_full(index, unsafe { child.as_ref() }.full == u32::MAX);
-    owned
+    let census = unsafe { owned.as_mut() }.set(census, index, (was, word), full);
+    (owned, census.is_full())
 }
 
 /// Gives what stands in the node's place: nothing where nothing is left in it.
@@ -232,20 +251,21 @@ unsafe fn set_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16, word: *
 /// # Safety
 /// As `set_below`.
 unsafe fn clear_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16) -> Option<NonNull<IdNode>> {
+    // SAFETY: part of the working copy, so alive.
+    let (level, census) = unsafe { (node.as_ref().head.level, node.as_ref().census()) };
+    let index = index_of(id, level);
+    // SAFETY: as above.
+    let was = unsafe { node.as_ref() }.words[index];
     // SAFETY: the caller's promise.
     let mut owned = unsafe { IdNode::owned(node, editor) };
-    // SAFETY: owned by this update, so nobody else's.
-    let at = unsafe { owned.as_mut() };
-    let index = index_of(id, at.head.level);
-    let below = match at.head.level {
+    let below = match level {
         0 => null_mut(),
         // SAFETY: a child of the working copy.
-        _ => unsafe { clear_below(editor, at.child(index).expect("the id is there"), id) }
+        _ => unsafe { clear_below(editor, NonNull::new(was.cast()).expect("the id is there"), id) }
             .map_or(null_mut(), |child| child.as_ptr().cast()),
     };
-    at.set(index, below);
-    at.set_full(index, false);
-    if at.head.len > 0 {
+    // SAFETY: owned by this update, so nobody else's.
+    if unsafe { owned.as_mut() }.set(census, index, (was, below), false).len > 0 {
         return Some(owned);
     }
     // SAFETY: the table lets go of it here.

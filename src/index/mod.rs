@@ -81,6 +81,10 @@ impl Chain {
         first
     }
 
+    pub(crate) fn first(&self) -> Option<NonNull<Link>> {
+        NonNull::new(self.head)
+    }
+
     /// Takes the first object.
     pub(crate) fn pop(&mut self) -> Option<NonNull<Link>> {
         let first = NonNull::new(self.head)?;

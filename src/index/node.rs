@@ -40,6 +40,9 @@ pub(crate) const MAX_ENTRIES: usize = BLOCK * (MAXIMA + 1);
 /// half of it is wide enough.
 pub(crate) const LEAF_MAX: usize = 4 * BLOCK;
 
+/// Lines of the largest node.
+pub(crate) const NODE_LINES_MAX: usize = node_lines(MAX_ENTRIES);
+
 /// A page number as the search compares it.
 #[derive(Clone, Copy, PartialEq, PartialOrd, Debug)]
 #[repr(transparent)]
@@ -387,11 +390,14 @@ impl Node {
     pub(crate) fn insert(&mut self, index: usize, entry: Entry) {
         let tail = self.len() - index;
         debug_assert!(self.len() < self.head.cap as usize);
-        // SAFETY: room for one more was just checked.
-        unsafe {
-            let (last, pair) = (self.lasts_ptr().add(index), self.pairs_ptr().add(index));
-            last.copy_to(last.add(1), tail);
-            pair.copy_to(pair.add(1), tail);
+        let (lasts, pairs) = (self.lasts_ptr(), self.pairs_ptr());
+        // One loop for both: a processor guesses wrong once where it ends, and in memmove() at every step to the length.
+        for at in (index..index + tail).rev() {
+            // SAFETY: room for one more was just checked.
+            unsafe {
+                *lasts.add(at + 1) = *lasts.add(at);
+                *pairs.add(at + 1) = *pairs.add(at);
+            }
         }
         self.head.len += 1;
         self.set(index, entry);
@@ -401,14 +407,24 @@ impl Node {
     /// Takes the entry at an index out.
     pub(crate) fn remove(&mut self, index: usize) {
         let tail = self.len() - index - 1;
-        // SAFETY: the entries from index + 1 to len exist.
-        unsafe {
-            let (last, pair) = (self.lasts_ptr().add(index), self.pairs_ptr().add(index));
-            last.copy_from(last.add(1), tail);
-            pair.copy_from(pair.add(1), tail);
+        let (lasts, pairs) = (self.lasts_ptr(), self.pairs_ptr());
+        // As in insert().
+        for at in index..index + tail {
+            // SAFETY: the entries from index + 1 to len exist.
+            unsafe {
+                *lasts.add(at) = *lasts.add(at + 1);
+                *pairs.add(at) = *pairs.add(at + 1);
+            }
         }
         self.truncate(self.len() - 1);
         self.note_maxima(index);
+    }
+
+    /// Gives the entry at an index another word.
+    pub(crate) fn set_word(&mut self, index: usize, word: *mut u8) {
+        debug_assert!(index < self.len());
+        // SAFETY: within len.
+        unsafe { (*self.pairs_ptr().add(index)).word = word };
     }
 
     /// Replaces the entry at an index.

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory of one table: cache lines handed out in size classes from chunks that grow with the table.
 //!
-//! Only the updating thread is ever here. May know nothing of what it hands out but the size, and the link that it may start
-//! with. Memory comes back
-//! when no reader can see it any more (see `epoch.rs`) and is handed out again while it is still warm.
+//! Only the updating thread is ever here. May know nothing of what it hands out but the size, and where the link in it is. Memory
+//! comes back when no reader can see it any more (see `epoch.rs`) and is handed out again while it is still warm.
 //!
 //! An update first calls [`Pool::reserve`], the one step that can fail; what it allocates then cannot. That is
 //! what makes a half-made update impossible.
@@ -39,6 +38,14 @@ pub(crate) const fn lines_of(bytes: usize) -> usize {
 struct Chunk {
     next: *mut Chunk,
     bytes: usize,
+}
+
+/// Where the link of an object stands: at its start; but in what takes one line, a record, at the end.
+pub(crate) const fn link_at(lines: usize) -> usize {
+    match lines {
+        1 => LINE - size_of::<Link>(),
+        _ => 0,
+    }
 }
 
 /// Stands in every free object, where an object in a chain has its link.
@@ -120,9 +127,11 @@ impl Pool {
         }
         let head = self.free[lines];
         if let Some(free) = NonNull::new(head) {
-            // SAFETY: what stands in a free list is ours and holds a link.
-            self.free[lines] = unsafe { free.as_ref().next };
-            return free.cast();
+            // SAFETY: what stands in a free list is ours and holds a link, at that place.
+            return unsafe {
+                self.free[lines] = free.as_ref().next;
+                free.cast().byte_sub(link_at(lines))
+            };
         }
         assert!(self.room() >= lines * LINE, "allocation without reservation");
         let memory = self.bump;
@@ -153,13 +162,13 @@ impl Pool {
     /// Takes all of a chain back, whose links become those of the class.
     ///
     /// # Safety
-    /// As `free`, for each of its objects, which start with their link.
+    /// As `free`, for each of its objects, whose links are where `link_at` says.
     pub(crate) unsafe fn free_chain(&mut self, chain: &mut Chain, lines: usize) {
         if cfg!(debug_assertions) || cfg!(memslots_no_pool) {
             // One by one, to be poisoned or watched.
-            while let Some(object) = chain.pop() {
+            while let Some(link) = chain.pop() {
                 // SAFETY: the caller's promise.
-                unsafe { self.free(object.cast(), lines) };
+                unsafe { self.free(link.cast().byte_sub(link_at(lines)), lines) };
             }
             return;
         }
@@ -181,10 +190,12 @@ impl Pool {
     /// # Safety
     /// `lines` of memory that is ours and unused.
     unsafe fn shelve(&mut self, memory: *mut u8, lines: usize) {
-        let free = memory.cast::<Free>();
-        // SAFETY: a line is large and aligned enough for a link.
-        unsafe { free.write(Free { next: self.free[lines] }) };
-        self.free[lines] = free;
+        // SAFETY: the lines are large and aligned enough for a link there.
+        unsafe {
+            let free = memory.add(link_at(lines)).cast::<Free>();
+            free.write(Free { next: self.free[lines] });
+            self.free[lines] = free;
+        }
     }
 
     /// Before a new chunk: what is left of the old one goes into the classes, so that none of it is lost.

@@ -190,24 +190,22 @@ impl<const MULTI: bool> RangeTree<MULTI> {
             return unsafe { insert_entry(editor, node, index, entry, limit, right_edge) };
         }
         let index = index.saturating_sub(1);
+        // From the old node: a load from what was stored a moment ago would wait for the stores.
         // SAFETY: as above.
-        let child = unsafe { node.as_ref() }.child(index);
-        // SAFETY: a child is part of the working copy too.
-        let (left, right) = unsafe { Self::insert_below(editor, child, entry, false, right_edge && index + 1 == len) };
-        // SAFETY: alive, as above.
         let was = unsafe { node.as_ref() }.entry(index);
+        // SAFETY: the caller puts the result in the node's place.
+        let mut owned = unsafe { Node::owned(node, editor, len) };
+        // SAFETY: a child is part of the working copy too.
+        let (left, right) =
+            unsafe { Self::insert_below(editor, was.child(), entry, false, right_edge && index + 1 == len) };
         let below = match right {
             None => was.with(entry, left),
             Some(_) => entry_of(left),
         };
-        if right.is_none() && was == below {
-            // Edited in place, and its bounds are what they were: the parent is, too.
-            return (node, None);
+        if was != below {
+            // SAFETY: owned by this update, so nobody else's.
+            unsafe { owned.as_mut() }.replace(index, below);
         }
-        // SAFETY: the caller puts the result in the node's place.
-        let mut owned = unsafe { Node::owned(node, editor, len) };
-        // SAFETY: owned by this update, so nobody else's.
-        unsafe { owned.as_mut() }.replace(index, below);
         match right {
             None => (owned, None),
             // SAFETY: as above.
@@ -282,18 +280,21 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         let (len, level) = unsafe { (node.as_ref().len(), node.as_ref().head.level) };
         // SAFETY: as above.
         let index = unsafe { Self::position(node, Self::key(entry)) };
+        let index = if level == 0 { index } else { index.checked_sub(1).expect("the entry is there") };
+        // From the old node: a load from what was stored a moment ago would wait for the stores.
+        // SAFETY: as above.
+        let was = unsafe { node.as_ref() }.entry(index);
         // SAFETY: as above; the caller puts the result in the node's place.
         let mut owned = unsafe { Node::owned(node, editor, len) };
         // SAFETY: owned by this update, so nobody else's.
         let at = unsafe { owned.as_mut() };
         if level == 0 {
-            debug_assert!(index < len && at.pairs()[index].start == entry.start, "the entry is there");
+            debug_assert_eq!(was.start, entry.start, "the entry is there");
             at.remove(index);
             return owned;
         }
-        let index = index.checked_sub(1).expect("the entry is there");
-        // SAFETY: a child is part of the working copy.
-        let child = unsafe { Self::remove_below(editor, at.child(index), entry) };
+        // SAFETY: a child is part of the working copy, and the word of an inner node's entry.
+        let child = unsafe { Self::remove_below(editor, was.child(), entry) };
         // SAFETY: as above.
         let child_len = unsafe { child.as_ref().len() };
         if child_len == 0 {
@@ -302,7 +303,6 @@ impl<const MULTI: bool> RangeTree<MULTI> {
             unsafe { editor.drop_object(child.cast()) };
             return owned;
         }
-        let was = at.entry(index);
         at.replace(index, if was.is_bounded_by(entry) { entry_of(child) } else { was.leading_to(child) });
         if child_len < min_len(level - 1) && at.len() > 1 {
             // SAFETY: the parent is owned, its children are part of the working copy.
@@ -325,23 +325,22 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     /// # Safety
     /// As `insert`; `node` is part of the working copy.
     unsafe fn set_word_below(editor: &mut Editor, node: NonNull<Node>, entry: Entry) -> NonNull<Node> {
-        // Before the copy is made: a search in what was stored a moment ago waits for the stores.
-        // SAFETY: part of the working copy.
-        let index = unsafe { Self::position(node, Self::key(entry)) };
+        // SAFETY: part of the working copy, so alive.
+        let (position, at) = unsafe { (Self::position(node, Self::key(entry)), node.as_ref()) };
+        let is_leaf = at.is_leaf();
+        let index = if is_leaf { position } else { position - 1 };
+        // From the old node, as the search: a load from what was stored a moment ago would wait for the stores.
+        let was = at.entry(index);
+        debug_assert!(!is_leaf || was.start == entry.start, "the entry is there");
         // SAFETY: as above; the caller puts the result in its place.
-        let mut owned = unsafe { Node::owned(node, editor, node.as_ref().len()) };
+        let mut owned = unsafe { Node::owned(node, editor, at.len()) };
+        let word = match is_leaf {
+            true => entry.word,
+            // SAFETY: a child is part of the working copy, and the word of an inner node's entry.
+            false => unsafe { Self::set_word_below(editor, was.child(), entry) }.as_ptr().cast(),
+        };
         // SAFETY: owned by this update, so nobody else's.
-        let at = unsafe { owned.as_mut() };
-        if at.is_leaf() {
-            debug_assert_eq!(at.pairs()[index].start, entry.start, "the entry is there");
-            at.replace(index, entry);
-            return owned;
-        }
-        let index = index - 1;
-        let mut inner = at.entry(index);
-        // SAFETY: a child is part of the working copy.
-        inner.word = unsafe { Self::set_word_below(editor, at.child(index), entry) }.as_ptr().cast();
-        at.replace(index, inner);
+        unsafe { owned.as_mut() }.set_word(index, word);
         owned
     }
 
@@ -422,6 +421,13 @@ unsafe fn tie_of(node: &Node, word: *mut u8) -> usize {
 
 /// An inner node's entry, when something changes below it.
 impl Entry {
+    /// # Safety
+    /// The entry is an inner node's.
+    unsafe fn child(self) -> NonNull<Node> {
+        // SAFETY: inner nodes' words are nodes.
+        unsafe { NonNull::new_unchecked(self.word.cast()) }
+    }
+
     fn leading_to(self, child: NonNull<Node>) -> Entry {
         Entry { word: child.as_ptr().cast(), ..self }
     }
