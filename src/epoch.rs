@@ -5,10 +5,10 @@
 //! May not know what the objects put aside here mean. Built on crossbeam-epoch with a collector of the table's own, so
 //! that dropping the table frees everything.
 //!
-//! **Publishing.** `seq` is the publication's number, a multiple of `SEQ_STEP`, and never used twice. A publisher puts it half a step
-//! on, stores the root, makes it the new number. A reader that remembers an answer with the number of the publication that
+//! **Publishing.** `seq` is the publication's number, a multiple of `SEQ_STEP`, and never used twice. A publisher marks it
+//! BUSY, stores the root, makes it the new number. A reader that remembers an answer with the number of the publication that
 //! gave it may use it again while `seq` is that number, and never goes back in time: had it seen the new root by way of a
-//! lookup, it would see `seq` half a step on or newer, since that was stored before the root.
+//! lookup, it would see `seq` BUSY or newer, since that was stored before the root.
 //!
 //! **Putting aside.** What a publication replaced is chained into `pending` under the update lock. When enough has come
 //! together the chain goes to the collector as one bag. When every read-side section that was open then has ended, some
@@ -30,11 +30,15 @@ use std::time::Duration;
 const BAG_BYTES: usize = 64 << 10;
 
 /// From one publication's number to the next. In between is room for the number of an address space, see `reader.rs`.
-pub(crate) const SEQ_STEP: u64 = 2 * MAX_ADDRESS_SPACES as u64;
+pub(crate) const SEQ_STEP: u64 = MAX_ADDRESS_SPACES as u64;
+
+/// In `seq` while another publication is about to take its place. Numbers stay below: no number and address space, not
+/// even one that there cannot be, come to the same with it and without.
+pub(crate) const BUSY: u64 = 1 << 62;
 
 /// The number of the publication that `seq` was last at, while another may be about to take its place.
 pub(crate) fn settled(seq: u64) -> u64 {
-    seq & !(SEQ_STEP - 1)
+    seq & !BUSY
 }
 
 /// The current publication. On lines of its own: all readers load from here, and only publishing stores.
@@ -65,8 +69,8 @@ impl Current {
         let seq = self.seq.load(Ordering::Relaxed);
         // SAFETY: not published yet, so the update lock's holder is alone with it.
         unsafe { new.as_mut() }.seq = seq + SEQ_STEP;
-        self.seq.store(seq + SEQ_STEP / 2, Ordering::Relaxed);
-        // The half step before the root: see the head of this file.
+        self.seq.store(seq | BUSY, Ordering::Relaxed);
+        // That before the root: see the head of this file.
         fence(Ordering::Release);
         self.root.store(new.as_ptr(), Ordering::Release);
         self.seq.store(seq + SEQ_STEP, Ordering::Release);
@@ -106,34 +110,39 @@ impl Bag {
 pub(crate) struct Domain {
     /// None once the domain is closed.
     collector: Option<Collector>,
-    ripe: AtomicPtr<Bag>,
-    /// Bags ever pushed on `ripe`.
-    ripened: AtomicUsize,
+    ripe: Ripe,
     /// Bags ever given to the collector.
     sealed: AtomicUsize,
 }
 
+/// Bags that nobody can see into any more. All that the collector's functions look at.
+struct Ripe {
+    newest: AtomicPtr<Bag>,
+    /// Bags ever pushed.
+    ripened: AtomicUsize,
+}
+
 /// A bag on its way through the collector.
 struct Sealed {
-    domain: *const Domain,
+    ripe: *const Ripe,
     bag: *mut Bag,
 }
 
 impl Sealed {
     /// Called when no section is left that could see what is in the bag, on whichever thread noticed.
     fn ripen(self) {
-        // SAFETY: the domain outlives its collector (see close()), and the collector runs this.
-        let domain = unsafe { &*self.domain };
-        let mut head = domain.ripe.load(Ordering::Relaxed);
+        // SAFETY: the domain outlives its collector (see leave()), and the collector runs this.
+        let ripe = unsafe { &*self.ripe };
+        let mut head = ripe.newest.load(Ordering::Relaxed);
         loop {
             // SAFETY: until it is on the stack the bag is ours.
             unsafe { (*self.bag).next = head };
-            match domain.ripe.compare_exchange_weak(head, self.bag, Ordering::AcqRel, Ordering::Relaxed) {
+            match ripe.newest.compare_exchange_weak(head, self.bag, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => head = now,
             }
         }
-        domain.ripened.fetch_add(1, Ordering::Release);
+        ripe.ripened.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -141,8 +150,7 @@ impl Domain {
     pub(crate) fn new() -> Self {
         Domain {
             collector: Some(Collector::new()),
-            ripe: AtomicPtr::new(null_mut()),
-            ripened: AtomicUsize::new(0),
+            ripe: Ripe { newest: AtomicPtr::new(null_mut()), ripened: AtomicUsize::new(0) },
             sealed: AtomicUsize::new(0),
         }
     }
@@ -162,7 +170,9 @@ impl Domain {
         guard.flush();
         drop(guard);
         let mut rounds = 0u32;
-        while !passed.load(Ordering::Acquire) || (self.ripened.load(Ordering::Acquire).wrapping_sub(due) as isize) < 0 {
+        while !passed.load(Ordering::Acquire)
+            || (self.ripe.ripened.load(Ordering::Acquire).wrapping_sub(due) as isize) < 0
+        {
             handle.pin().flush();
             match rounds {
                 0..16 => std::hint::spin_loop(),
@@ -173,17 +183,12 @@ impl Domain {
         }
     }
 
-    /// Drops the collector, which makes every bag ripe. All its participants are gone.
-    fn close(&mut self) {
-        self.collector = None;
-    }
-
     fn take_ripe(&self) -> *mut Bag {
-        if self.ripe.load(Ordering::Relaxed).is_null() {
+        if self.ripe.newest.load(Ordering::Relaxed).is_null() {
             // Most updates find nothing, and should not pay for an exchange.
             return null_mut();
         }
-        self.ripe.swap(null_mut(), Ordering::Acquire)
+        self.ripe.newest.swap(null_mut(), Ordering::Acquire)
     }
 }
 
@@ -280,7 +285,7 @@ impl Lane {
         // SAFETY: fresh memory of that many lines.
         unsafe { bag.write(full) };
         domain.sealed.fetch_add(1, Ordering::Release);
-        let sealed = Sealed { domain, bag };
+        let sealed = Sealed { ripe: &domain.ripe, bag };
         let guard = self.handle().pin();
         // SAFETY: ripen() takes no lock, does not allocate, and touches only the bag and the domain, which outlives the
         // collector. Nothing in the bag is reachable from the current publication any more.
@@ -328,10 +333,15 @@ impl Lane {
         released
     }
 
-    /// Ends the collector, which makes every bag ripe. All other participants are gone.
-    pub(crate) fn leave(&mut self, domain: &mut Domain) {
+    /// Ends the collector, which makes every bag ripe.
+    ///
+    /// # Safety
+    /// The domain is alive, and its collector used by nobody: all other participants are gone.
+    pub(crate) unsafe fn leave(&mut self, domain: *mut Domain) {
         self.handle = None;
-        domain.close();
+        // SAFETY: the caller's promise. No `&mut Domain` is left when the bags ripen, which look at it.
+        let collector = unsafe { (*domain).collector.take() };
+        drop(collector);
     }
 
     /// Frees everything, after `leave`.

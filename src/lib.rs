@@ -24,6 +24,9 @@
 //! The rooms, each of which knows only those below it: `capi` (the C functions), `table`, `transaction`, `bulk`, `single`, `reader`, `kvm`,
 //! `plan` and `trace`, `shared`, `change` (the rules), `epoch`, `snapshot`, `index`, `slot`. `docs/design.md` tells why.
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("memslots is for 64-bit machines");
+
 mod bulk;
 mod capi;
 mod change;

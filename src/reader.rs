@@ -116,14 +116,15 @@ fn key(seq: u64, as_id: u16) -> u64 {
     seq.wrapping_add(as_id as u64)
 }
 
-const _: () = assert!(SEQ_STEP / 2 >= MAX_ADDRESS_SPACES as u64);
+const _: () = assert!(SEQ_STEP >= MAX_ADDRESS_SPACES as u64);
 
 /// One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
 pub struct Reader {
     hot: Hot,
     searches: &'static Searches,
     sections: Cell<u64>,
-    presence: Box<Presence>,
+    /// A box's. Not one by type, which would claim that nobody else looks in.
+    presence: NonNull<Presence>,
     guard: Cell<Option<Guard>>,
     /// Dropped before `shared`, of whose collector it is a part.
     handle: ManuallyDrop<LocalHandle>,
@@ -140,7 +141,15 @@ unsafe impl Send for Reader {}
 impl Reader {
     pub(crate) fn new(shared: Owner) -> Result<Reader> {
         let presence = crate::memory::try_box(Presence::new())?;
-        let handle = ManuallyDrop::new(shared.join(NonNull::from(&*presence))?);
+        let presence = NonNull::from(Box::leak(presence));
+        let handle = match shared.join(presence) {
+            Ok(handle) => ManuallyDrop::new(handle),
+            Err(errno) => {
+                // SAFETY: from a box just now, and nobody has heard of it.
+                drop(unsafe { Box::from_raw(presence.as_ptr()) });
+                return Err(errno);
+            }
+        };
         let searches = Searches::of_this_processor();
         let hot = Hot {
             current: &shared.current,
@@ -168,7 +177,7 @@ impl Reader {
         let depth = self.hot.depth.get();
         if depth == 0 {
             self.guard.set(Some(self.handle.pin()));
-            self.presence.begin(self.seq());
+            self.presence().begin(self.seq());
             self.sections.set(self.sections.get() + 1);
             self.hot.key.set(self.hot.key.get() & !CLOSED);
         }
@@ -185,7 +194,7 @@ impl Reader {
         self.hot.depth.set(depth - 1);
         if depth == 1 {
             self.hot.key.set(self.hot.key.get() | CLOSED);
-            self.presence.end();
+            self.presence().end();
             self.guard.set(None);
         }
         true
@@ -317,6 +326,12 @@ impl Reader {
     }
 
     #[inline(always)]
+    fn presence(&self) -> &Presence {
+        // SAFETY: alive until the reader is dropped.
+        unsafe { self.presence.as_ref() }
+    }
+
+    #[inline(always)]
     fn seq(&self) -> u64 {
         self.current().seq.load(Ordering::Acquire)
     }
@@ -345,7 +360,9 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         while self.leave() {}
-        self.shared.leave(NonNull::from(&*self.presence));
+        self.shared.leave(self.presence);
+        // SAFETY: from a box in new(), and out of the registry.
+        drop(unsafe { Box::from_raw(self.presence.as_ptr()) });
         // SAFETY: not used afterwards.
         unsafe { ManuallyDrop::drop(&mut self.handle) };
     }
@@ -507,7 +524,7 @@ impl<'r> Section<'r> {
 /// outside the slot is formed. The kernel does the same (`array_index_nospec`).
 #[inline(always)]
 fn clamp(offset: u64, size: u64) -> u64 {
-    let inside = offset.wrapping_sub(size) >> 63;
+    let inside = (!offset & offset.wrapping_sub(size)) >> 63;
     offset & inside.wrapping_neg()
 }
 
@@ -644,5 +661,21 @@ impl HvaCache {
         // In the middle of a publication: an answer that is good now, and not kept.
         (self.seq, self.hva) = (if seq == settled(seq) { seq } else { 0 }, hva.0);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clamp;
+
+    #[test]
+    fn an_offset_that_is_not_inside_becomes_0() {
+        let sizes = [4096, 1 << 20, 1 << 43];
+        for (size, offset) in sizes.into_iter().flat_map(|size| [0, 1, size - 1].map(|offset| (size, offset))) {
+            assert_eq!(clamp(offset, size), offset);
+            for outside in [size + offset, offset.wrapping_sub(size), 1 << 63 | offset, (1 << 63) + size + offset] {
+                assert_eq!(clamp(outside, size), 0, "{outside:#x} of {size:#x}");
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@
 //! neither after they were made.
 
 use crate::change::Rules;
-use crate::epoch::{settled, Current, Domain, Lane, SEQ_STEP};
+use crate::epoch::{settled, Current, Domain, Lane, BUSY, SEQ_STEP};
 use crate::hooks::Hooks;
 use crate::index::pool::{Pool, LINE};
 use crate::index::Editor;
@@ -18,7 +18,7 @@ use crate::slot::{Errno, Limits, Memslot, Region, Result};
 use crate::snapshot::{Published, Record, Space, RECORD_LINES};
 use crate::trace::{Op, Trace};
 use crossbeam_epoch::LocalHandle;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -141,7 +141,15 @@ unsafe impl Sync for Owner {}
 
 impl Owner {
     pub(crate) fn new(shared: Shared) -> Result<Owner> {
-        crate::memory::try_box(shared).map(|shared| Owner(NonNull::from(Box::leak(shared))))
+        match crate::memory::try_box(MaybeUninit::uninit()) {
+            Ok(place) => Ok(Owner(NonNull::from(Box::leak(Box::write(place, shared))))),
+            Err(errno) => {
+                let mut shared = shared;
+                // SAFETY: dropped next, and nobody has heard of it.
+                unsafe { Shared::end(NonNull::from(&mut shared)) };
+                Err(errno)
+            }
+        }
     }
 
     /// One more owner. `EDEADLK` where there is none any more: inside the releases that the end of it all runs.
@@ -171,7 +179,10 @@ impl Drop for Owner {
         if self.owners.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
             // SAFETY: from a Box, and this was the last owner: all that others did happened before the fence.
-            drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+            unsafe {
+                Shared::end(self.0);
+                drop(Box::from_raw(self.0.as_ptr()));
+            }
         }
     }
 }
@@ -188,7 +199,7 @@ impl Shared {
         let mut editor = Editor { pool: &mut pool, stamp: 0, replaced: None };
         let mut root = Published::create(&mut editor, limits.nr_address_spaces);
         // SAFETY: fresh, and nobody else's.
-        unsafe { root.as_mut() }.seq = NEXT_SEQ.fetch_add(SEQS_PER_TABLE, Ordering::Relaxed);
+        unsafe { root.as_mut() }.seq = NEXT_SEQ.fetch_add(SEQS_PER_TABLE, Ordering::Relaxed) % BUSY;
         let domain = Domain::new();
         let lane = Lane::new(&domain);
         let waiter = Waiter(domain.register());
@@ -413,7 +424,11 @@ impl<'a> Updating<'a> {
                 hooks.release(gone);
             }
         };
-        writer.lane.drain(&self.shared.domain, &mut writer.pool, &mut release)
+        // A release that panics leaves others undone, and nobody knows which.
+        let was_in_step = std::mem::replace(&mut self.in_step, true);
+        let released = writer.lane.drain(&self.shared.domain, &mut writer.pool, &mut release);
+        self.in_step = was_in_step;
+        released
     }
 }
 
@@ -431,30 +446,42 @@ impl Drop for Updating<'_> {
     }
 }
 
-impl Drop for Shared {
-    /// The last of the table and its readers is gone: everything goes, and every release still owed is run.
-    fn drop(&mut self) {
-        let cut_off = self.is_forked() && self.updating.load(Ordering::Relaxed) != 0;
+impl Shared {
+    /// The last of the table and its readers is gone: everything goes, and every release still owed is run. By pointer, since
+    /// releases look in here, as does what the collector runs at its end: there is no `&mut Shared` before all of that is over.
+    ///
+    /// # Safety
+    /// `this` is alive, and dropped next. Nobody else uses it, but for releases.
+    unsafe fn end(this: NonNull<Shared>) {
+        // SAFETY: alive. Only fields that nobody refers to meanwhile are borrowed as mutable.
+        let (hooks, waiter, writer, domain) = unsafe {
+            let this = this.as_ptr();
+            (&(*this).hooks, &mut (*this).waiter, &mut (*this).writer, &raw mut (*this).domain)
+        };
+        // SAFETY: alive.
+        let shared = || unsafe { this.as_ref() };
+        // By another thread when the process forked, or by a transaction that was forgotten.
+        let locked = shared().updating.load(Ordering::Relaxed) != 0;
         // A release that calls back in is refused, as any hook is.
-        self.updating.store(this_thread(), Ordering::Relaxed);
-        let hooks = self.hooks.take();
+        shared().updating.store(this_thread(), Ordering::Relaxed);
         let mut release = |gone: &Memslot| {
-            if let Some(hooks) = &hooks {
+            if let Some(hooks) = hooks {
                 hooks.release(gone);
             }
         };
-        *self.waiter.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
-        let poisoned = self.writer.is_poisoned();
-        let writer = self.writer.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-        writer.lane.leave(&mut self.domain);
-        if cut_off {
+        *waiter.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        let poisoned = writer.is_poisoned();
+        let writer = writer.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // SAFETY: all other participants are gone.
+        unsafe { writer.lane.leave(domain) };
+        if locked && shared().is_forked() {
             // Another thread was in the middle of an update when the process forked. The memory goes, unlooked at.
             return writer.pool.expect_leaks();
         }
-        writer.lane.free_all(&self.domain, &mut writer.pool, &mut release);
+        writer.lane.free_all(&shared().domain, &mut writer.pool, &mut release);
         // SAFETY: nobody reads or updates any more.
-        unsafe { free_publication(self.current.root(), &mut writer.pool, &mut release) };
-        if poisoned {
+        unsafe { free_publication(shared().current.root(), &mut writer.pool, &mut release) };
+        if poisoned || locked {
             writer.pool.expect_leaks();
         }
     }
@@ -481,4 +508,25 @@ unsafe fn free_publication(root: NonNull<Published>, pool: &mut Pool, release: &
     let lines = Published::lines(published.spaces().len() as u32);
     // SAFETY: made with that many lines, and not used any more.
     unsafe { pool.free(root.cast(), lines) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Config, Gfn, Memslots};
+    use std::ptr::null_mut;
+
+    #[test]
+    fn numbers_never_reach_the_marks_above_them() {
+        for first in [BUSY - SEQ_STEP, 2 * BUSY - SEQ_STEP, u64::MAX - SEQ_STEP + 1] {
+            NEXT_SEQ.store(first, Ordering::Relaxed);
+            for _ in 0..3 {
+                let table = Memslots::new(Config::default()).unwrap();
+                let reader = table.reader().unwrap();
+                table.set_region(&Region { memory_size: 4096, ..Region::default() }, null_mut()).unwrap();
+                assert!(reader.lock().find_gfn(0, Gfn(0)).is_some());
+                assert!(reader.last_used(0, Gfn(0)).is_none(), "found outside of a section");
+            }
+        }
+    }
 }

@@ -78,7 +78,7 @@ pub(crate) struct Found {
 #[repr(C, align(64))]
 pub(crate) struct Published {
     head: Head,
-    /// Unique among all publications of all tables, and even; see `epoch.rs`.
+    /// Its number, which no other publication of the table has; see `epoch.rs`.
     pub(crate) seq: u64,
     nr_spaces: u32,
     // The spaces follow.

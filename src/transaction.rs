@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A transaction: a working copy of the table, changed step by step and published at once, or thrown away.
 //!
-//! May not know C, nor the rules (`change.rs`), nor how an index is built. Every update is one of these; a single update is a
-//! transaction of one.
+//! May not know C, nor the rules (`change.rs`), nor how an index is built. Every update is one of these, but for a single
+//! one with nobody to ask and nothing to wait for (`single.rs`).
 //!
 //! **Staging** changes the working copy. Everything that can be allocated is reserved before a change begins, so that a
 //! refused change leaves no trace. The journal has one line for each slot touched, whatever the number of its changes:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Panics around a table: one in a hook leaves readers a whole state and refuses updates, the caller's own leaves all as it was.
 
-use memslots::{Change, Config, Errno, Gfn, Hooks, Memslots, Region};
+use memslots::{Change, Config, Errno, Gfn, Hooks, Memslot, Memslots, Region};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr::null_mut;
 
@@ -49,4 +49,37 @@ fn the_callers_own_panic_aborts_its_transaction_and_no_more() {
     assert!(panicked.is_err());
     assert!(table.reader().unwrap().lock().find_id(0, 1).is_none());
     table.set_region(&region(1), null_mut()).unwrap();
+}
+
+struct PanicsOnRelease;
+
+impl Hooks for PanicsOnRelease {
+    fn release(&self, gone: &Memslot) {
+        assert_ne!(gone.id, 1, "on purpose");
+    }
+}
+
+#[test]
+fn a_release_that_panics_leaves_readers_a_whole_state() {
+    let table = Memslots::new(Config { hooks: Some(Box::new(PanicsOnRelease)), ..Config::default() }).unwrap();
+    (1..4).for_each(|slot| table.set_region(&region(slot), null_mut()).unwrap());
+    let reader = table.reader().unwrap();
+    let section = reader.lock();
+    table.delete(0, 1).unwrap();
+    table.delete(0, 2).unwrap();
+    drop(section);
+    assert!(catch_unwind(AssertUnwindSafe(|| table.synchronize())).is_err());
+    assert!(reader.lock().find_id(0, 1).is_none() && reader.lock().find_id(0, 3).is_some());
+    assert_eq!(table.set_region(&region(5), null_mut()), Err(Errno::ENOTRECOVERABLE));
+}
+
+#[test]
+fn a_transaction_that_is_forgotten_keeps_the_lock_and_no_more() {
+    let table = Memslots::new(Config::default()).unwrap();
+    table.set_region(&region(1), null_mut()).unwrap();
+    let mut txn = table.begin().unwrap();
+    txn.set_region(&region(2), null_mut()).unwrap();
+    std::mem::forget(txn);
+    assert_eq!(table.set_region(&region(3), null_mut()), Err(Errno::EDEADLK));
+    assert!(table.reader().unwrap().lock().find_id(0, 1).is_some());
 }

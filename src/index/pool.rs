@@ -214,7 +214,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        debug_assert!(self.used == 0 || self.may_leak, "objects outlive their table");
+        debug_assert!(self.used == 0 || self.may_leak || std::thread::panicking(), "objects outlive their table");
         let mut chunk = self.chunks;
         while !chunk.is_null() {
             // SAFETY: every chunk in the list was allocated by reserve() with this size; its link is read before it goes.

@@ -804,7 +804,7 @@ mod tests {
             bench.pool.reserve(RangeTree::<true>::bytes_to_build(n as usize)).unwrap();
             // Pairs with the same start, and every ninth reaches far.
             let mut entries: Vec<_> = (0..n)
-                .map(|i| i * (n / 2 | 1) % n.max(1))
+                .map(|i| i * ((n / 2) | 1) % n.max(1))
                 .map(|i| entry(i / 2 * 10, if i % 9 == 0 { 300 } else { 10 }, i as usize))
                 .collect();
             let kept = entries.clone();
