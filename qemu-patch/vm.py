@@ -17,6 +17,7 @@ import time
 PAGE = 4096
 MIB = 1 << 20
 FIRMWARE = ["/usr/share/seabios", "/usr/share/qemu"]
+PATIENCE = 180                  # seconds: for a machine that has much else to do
 
 NOTHING, FILL, CHECK, RUN, EXIT = range(5)
 MAILBOX = 0x1000
@@ -138,7 +139,7 @@ class Vm:
                 return connection
             except OSError:
                 return None
-        self.socket = wait_until(attempt, 120, f"{self.name}: QMP")
+        self.socket = wait_until(attempt, PATIENCE, f"{self.name}: QMP")
         self.message(120)
         self.qmp("qmp_capabilities")
         return self
@@ -188,20 +189,24 @@ class Vm:
 
     # The guest
 
-    def line(self, seconds=60):
+    def debug(self):
+        """All that was said on the debug port so far."""
+        with open(self.debug_path, errors="replace") as file:
+            return file.read()
+
+    def line(self, seconds=PATIENCE):
         """The guest's next line."""
         def complete():
             if self.process.poll() is not None:
                 raise Failure(f"{self.name}: QEMU ended with status {self.process.returncode}: {self.stderr()}")
-            with open(self.debug_path, errors="replace") as file:
-                lines = file.read().split("\n")[:-1]
+            lines = self.debug().split("\n")[:-1]
             return lines[self.lines_read:self.lines_read + 1]
         wait_until(lambda: os.path.exists(self.debug_path), seconds, f"{self.name}: debug port")
         line, = wait_until(complete, seconds, f"{self.name}: the guest's next line")
         self.lines_read += 1
         return line
 
-    def expect(self, wanted, seconds=60):
+    def expect(self, wanted, seconds=PATIENCE):
         line = self.line(seconds)
         if line.split()[0] != wanted:
             raise Failure(f"{self.name}: the guest says '{line}', not '{wanted}'")
@@ -219,7 +224,7 @@ class Vm:
         self.sequence = other.sequence
         self.memory[MAILBOX:MAILBOX + PAGE] = other.memory[MAILBOX:MAILBOX + PAGE]
 
-    def do(self, command, pages, key, seconds=60):
+    def do(self, command, pages, key, seconds=PATIENCE):
         self.tell(command, pages, key)
         self.expect("D", seconds)
 
@@ -237,11 +242,11 @@ class Vm:
 
     # Migration
 
-    def migrate(self, uri, seconds=120, wait=True):
+    def migrate(self, uri, seconds=PATIENCE, wait=True):
         self.qmp("migrate", uri=uri)
         return self.migrated(seconds) if wait else None
 
-    def migrated(self, seconds=120):
+    def migrated(self, seconds=PATIENCE):
         def ended():
             info = self.qmp("query-migrate")
             if info.get("status") == "failed":
@@ -251,7 +256,7 @@ class Vm:
 
 
 def same_memory(one, other):
-    """Where the memory of two guests first differs, or None. But for the mailbox: the host writes there behind QEMU's back."""
+    """Where the memory of two guests first differs, or None. Not the mailbox: the host writes there behind QEMU's back."""
     step = MIB
     for at in range(0, one.ram, step):
         if one.memory[at:at + step] != other.memory[at:at + step]:
