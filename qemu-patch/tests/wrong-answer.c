@@ -2,7 +2,8 @@
 //
 // Preloaded into QEMU: a libmemslots which gives one wrong answer. Which one says the environment, WRONG_ANSWER:
 // gfn (a slot that is there is not found), range (the last slot of every range is left out), or id (the id that a
-// new slot is given is not the lowest that is free). x-memslots-verify must notice each of them.
+// new slot is given is not the lowest that is free). x-memslots-verify must notice each of them. Or overlap: a slot that
+// is to be at 4 GiB is put where RAM is, which the library itself refuses.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -48,5 +49,7 @@ int memslots_txn_create(struct memslots_txn *txn, const struct memslots_region *
 
     if (wrong("id") && ++created == 5)
         moved.slot = 1000;
+    if (wrong("overlap") && region->guest_phys_addr == 1ull << 32)
+        moved.guest_phys_addr = 1 << 20;
     return real(txn, &moved, opaque);
 }
