@@ -4,6 +4,7 @@
 use memslots::{Change, Config, Errno, Gfn, Hooks, Memslot, Memslots, Region};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr::null_mut;
+use std::sync::Arc;
 
 struct PanicsOnDelete;
 
@@ -82,4 +83,20 @@ fn a_transaction_that_is_forgotten_keeps_the_lock_and_no_more() {
     std::mem::forget(txn);
     assert_eq!(table.set_region(&region(3), null_mut()), Err(Errno::EDEADLK));
     assert!(table.reader().unwrap().lock().find_id(0, 1).is_some());
+}
+
+#[test]
+fn a_release_that_panics_at_the_end_leaks_no_hooks() {
+    struct Counted(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>);
+    impl Hooks for Counted {
+        fn release(&self, _gone: &Memslot) {
+            panic!("on purpose");
+        }
+    }
+    let alive = Arc::new(());
+    let hooks = Box::new(Counted(alive.clone()));
+    let table = Memslots::new(Config { hooks: Some(hooks), ..Config::default() }).unwrap();
+    table.set_region(&region(1), null_mut()).unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(table))).is_err());
+    assert_eq!(Arc::strong_count(&alive), 1);
 }

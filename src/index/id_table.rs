@@ -4,6 +4,7 @@
 //! May not know what its words stand for. Five bits a level, and as many levels as the largest id asks for: up to 32
 //! ids are one node of five lines, 32,764 are three levels.
 
+use super::node::NODE_LINES_MAX;
 use super::pool::{lines_of, LINE};
 use super::{Editor, Head, Link};
 use std::mem::size_of;
@@ -24,6 +25,7 @@ pub(crate) struct IdNode {
 }
 
 const NODE_LINES: usize = lines_of(size_of::<IdNode>());
+const _: () = assert!(NODE_LINES <= NODE_LINES_MAX, "what is larger than the trees' nodes is a root");
 
 /// How many words a node has, and which of its children are full.
 #[derive(Clone, Copy)]

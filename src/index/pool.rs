@@ -50,7 +50,8 @@ pub(crate) const fn link_at(lines: usize) -> usize {
 
 /// Stands in every free object, where an object in a chain has its link.
 struct Free {
-    next: *mut Free,
+    /// An address, as links have it: what comes back is often a chain.
+    next: u64,
 }
 
 const _: () = assert!(size_of::<Free>() == size_of::<Link>());
@@ -129,7 +130,7 @@ impl Pool {
         if let Some(free) = NonNull::new(head) {
             // SAFETY: what stands in a free list is ours and holds a link, at that place.
             return unsafe {
-                self.free[lines] = free.as_ref().next;
+                self.free[lines] = free.as_ref().next as *mut Free;
                 free.cast().byte_sub(link_at(lines))
             };
         }
@@ -193,7 +194,7 @@ impl Pool {
         // SAFETY: the lines are large and aligned enough for a link there.
         unsafe {
             let free = memory.add(link_at(lines)).cast::<Free>();
-            free.write(Free { next: self.free[lines] });
+            free.write(Free { next: self.free[lines] as u64 });
             self.free[lines] = free;
         }
     }
