@@ -11,9 +11,9 @@
 #include <stddef.h>
 #include <sys/mman.h>
 
-#define WRONG 0xbad0000
+#define WRONG    0xbad0000
 #define NR_WRONG 41
-#define PAGE 4096
+#define PAGE     4096
 
 static struct kvm_dirty_gfn *ring;
 static size_t entries;
