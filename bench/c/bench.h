@@ -50,9 +50,11 @@ struct bench_peer {
     void *(*reader_new)(void *table);
     void (*reader_free)(void *reader);
 
-    // Updates, one by one; 0 or a negative errno. `create_all`: the best way to many at once.
+    // Updates, one by one; 0 or a negative errno. `create_all`: the best way to many at
+    // once; `create_steps`: where each is answered before the next is known, and all are seen at once.
     int (*create)(void *table, const struct bench_slot *, size_t n);
     int (*create_all)(void *table, const struct bench_slot *, size_t n);
+    int (*create_steps)(void *table, const struct bench_slot *, size_t n);
     int (*remove)(void *table, const struct bench_slot *, size_t n);
     int (*move)(void *table, const struct bench_change *, size_t n);
     int (*move_all)(void *table, const struct bench_change *, size_t n);

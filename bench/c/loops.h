@@ -12,6 +12,7 @@
 //   find_id(reader, id) -> const slot_t *         slot_gfn(const slot_t *)
 //   create_one, remove_one (table, const struct bench_slot *), move_one, flags_one (table,
 //   const struct bench_change *), create_all, move_all
+//   create_steps, with HAS_CREATE_STEPS, where it is another than create_all
 //   live_bytes(table), with HAS_LIVE_BYTES, where malloc's count is not what its structures take
 //
 // src/loops.rs says the same in Rust. Knows nothing of any peer's insides.
@@ -232,6 +233,15 @@ LOOP int create_all_entry(void *table, const struct bench_slot *slots, size_t n)
     return create_all(table, slots, n);
 }
 
+#ifdef HAS_CREATE_STEPS
+LOOP int create_steps_entry(void *table, const struct bench_slot *slots, size_t n)
+{
+    return create_steps(table, slots, n);
+}
+#else
+#define create_steps_entry create_all_entry
+#endif
+
 LOOP int move_all_entry(void *table, const struct bench_change *changes, size_t n)
 {
     return move_all(table, changes, n);
@@ -279,6 +289,7 @@ __attribute__((visibility("default"))) const struct bench_peer bench_peer = {
     .reader_free = reader_free_entry,
     .create = create_entry,
     .create_all = create_all_entry,
+    .create_steps = create_steps_entry,
     .remove = remove_entry,
     .move = move_entry,
     .move_all = move_all_entry,

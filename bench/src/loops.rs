@@ -122,6 +122,7 @@ impl<S: Structure> Loops<S> {
         reader_free: Self::reader_free,
         create: Self::create,
         create_all: Self::create_all,
+        create_steps: Self::create_all,
         remove: Self::remove,
         move_: Self::move_slots,
         move_all: Self::move_all,

@@ -60,6 +60,7 @@ pub struct Vtable {
     pub reader_free: unsafe extern "C" fn(*mut c_void),
     pub create: Updates<Slot>,
     pub create_all: Updates<Slot>,
+    pub create_steps: Updates<Slot>,
     pub remove: Updates<Slot>,
     pub move_: Updates<Change>,
     pub move_all: Updates<Change>,
@@ -202,6 +203,10 @@ impl Table {
 
     pub fn create_all(&self, slots: &[Slot]) -> Result<(), Refused> {
         self.update(self.peer.vtable.create_all, slots)
+    }
+
+    pub fn create_steps(&self, slots: &[Slot]) -> Result<(), Refused> {
+        self.update(self.peer.vtable.create_steps, slots)
     }
 
     pub fn remove(&self, slots: &[Slot]) -> Result<(), Refused> {

@@ -41,7 +41,7 @@ impl Site {
 
     /// Creates and deletes all, and lets the turn know of the part that it is about.
     fn cycle(&self, part: Part, turn: &mut Turn) {
-        let pieces = if part == Part::CreateAll { self.created.len() } else { PIECE };
+        let pieces = if part.is_whole() { self.created.len() } else { PIECE };
         for slots in self.created.chunks(pieces) {
             let ns = time(|| part.create(&self.table, slots));
             if part != Part::Remove {
@@ -69,13 +69,20 @@ impl Site {
 enum Part {
     Create,
     CreateAll,
+    CreateSteps,
     Remove,
 }
 
 impl Part {
+    /// All slots are created at once.
+    fn is_whole(self) -> bool {
+        matches!(self, Part::CreateAll | Part::CreateSteps)
+    }
+
     fn create(self, table: &Table, slots: &[Slot]) {
         must(match self {
             Part::CreateAll => table.create_all(slots),
+            Part::CreateSteps => table.create_steps(slots),
             _ => table.create(slots),
         });
     }
@@ -115,6 +122,7 @@ fn create_and_delete(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, r
         ("create one by one", Part::Create, true),
         ("create one by one, no reader", Part::Create, false),
         ("create, one transaction", Part::CreateAll, true),
+        ("create, one transaction in steps", Part::CreateSteps, true),
         ("delete one by one", Part::Remove, true),
     ];
     for (name, part, with_reader) in rows {
@@ -130,7 +138,7 @@ fn create_and_delete(peers: &[Peer], layout: &Layout, settings: &Settings<'_>, r
                 readers.push(site.table.reader());
             }
             let name = site.table.peer().name();
-            if part == Part::CreateAll && site.sampled {
+            if part.is_whole() && site.sampled {
                 let run = Box::new(|| create_all_afresh(site, layout, settings.slice_ns));
                 contenders.push(Contender { name, sampled: false, run });
                 continue;
@@ -353,6 +361,7 @@ pub fn once(peer: &Peer, layout: &Layout, name: &str, operations: usize) -> Resu
     let part = match name {
         "create one by one" | "delete one by one" => Part::Create,
         "create, one transaction" => Part::CreateAll,
+        "create, one transaction in steps" => Part::CreateSteps,
         "move" | "flags only" => {
             let kind = if name == "move" { Kind::Move } else { Kind::Flags };
             let table = crate::lookups::filled(std::slice::from_ref(peer), layout)?.remove(0);
