@@ -182,6 +182,25 @@ static void a_reader_s_counters(void)
     memslots_free(ms);
 }
 
+// A search among so few costs less than a wrong guess: see FEW in src/reader.rs.
+static void of_few_slots_one_found_twice_is_remembered(void)
+{
+    struct memslots *ms = new_table();
+    struct memslots_reader *reader = new_reader(ms);
+    struct memslots_reader_stats stats;
+
+    for (uint32_t i = 0; i < 16; i++)
+        set(ms, i, i * 10, 10);
+    memslots_read_lock(reader);
+    for (uint64_t gfn = 0; gfn < 160; gfn++)
+        CHECK(memslots_find_gfn(reader, 0, gfn) != NULL);
+    memslots_read_unlock(reader);
+    CHECK_EQ(memslots_reader_get_stats(reader, &stats, sizeof(stats)), 0);
+    CHECK_EQ(stats.misses, 32); // two a slot: the other eight pages are last-used hits
+    memslots_reader_free(reader);
+    memslots_free(ms);
+}
+
 int main(void)
 {
     RUN(the_dump_has_a_line_a_slot);
@@ -191,5 +210,6 @@ int main(void)
     RUN(churn_costs_no_memory);
     RUN(max_garbage_bounds_it);
     RUN(a_reader_s_counters);
+    RUN(of_few_slots_one_found_twice_is_remembered);
     return test_result();
 }
