@@ -183,11 +183,13 @@ impl Domain {
         }
     }
 
+    /// Whether there is something to take, which costs no exchange to see.
+    #[inline(always)]
+    pub(crate) fn has_ripe(&self) -> bool {
+        !self.ripe.newest.load(Ordering::Relaxed).is_null()
+    }
+
     fn take_ripe(&self) -> *mut Bag {
-        if self.ripe.newest.load(Ordering::Relaxed).is_null() {
-            // Most updates find nothing, and should not pay for an exchange.
-            return null_mut();
-        }
         self.ripe.newest.swap(null_mut(), Ordering::Acquire)
     }
 }
@@ -270,11 +272,17 @@ impl Lane {
 
     /// Gives what is pending to the collector where it is enough, or where the caller says so. Fails with ENOMEM, and
     /// then all stays pending.
+    #[inline(always)]
     pub(crate) fn seal(&mut self, domain: &Domain, pool: &mut Pool, now: bool) -> Result<()> {
         let enough = if now { 1 } else { BAG_BYTES };
-        if self.pending.bytes < enough {
-            return Ok(());
+        match self.pending.bytes < enough {
+            true => Ok(()),
+            false => self.seal_pending(domain, pool),
         }
+    }
+
+    #[inline(never)]
+    fn seal_pending(&mut self, domain: &Domain, pool: &mut Pool) -> Result<()> {
         pool.reserve(BAG_LINES * LINE)?;
         let bag = pool.alloc(BAG_LINES).cast::<Bag>().as_ptr();
         self.pending.bytes += BAG_LINES * LINE;

@@ -406,6 +406,7 @@ impl<'a> Updating<'a> {
 
     /// After a publication: garbage goes its way. With `wait`, returns when no reader is left that could use what was before;
     /// but not where a hook has left a section of this thread open, which would be for ever.
+    #[inline(always)]
     pub(crate) fn settle(&mut self, wait: bool) {
         let owed = self.writer.lane.releases_pending() > 0;
         self.seal(owed || wait);
@@ -417,14 +418,24 @@ impl<'a> Updating<'a> {
     }
 
     /// Gives garbage to the collector: all of it with `now`.
+    #[inline(always)]
     fn seal(&mut self, now: bool) {
         let writer = &mut **self.writer;
         // Without memory for a bag the garbage stays where it is, for the next time.
         let _ = writer.lane.seal(&self.shared.domain, &mut writer.pool, now);
     }
 
-    /// Frees what is ripe. Gives the releases run.
+    /// Frees what is ripe. Gives the releases run. Most updates find nothing.
+    #[inline(always)]
     pub(crate) fn drain(&mut self) -> usize {
+        match self.shared.domain.has_ripe() {
+            true => self.drain_ripe(),
+            false => 0,
+        }
+    }
+
+    #[inline(never)]
+    fn drain_ripe(&mut self) -> usize {
         let hooks = self.shared.hooks.as_deref();
         let writer = &mut **self.writer;
         let mut release = |gone: &Memslot| {
