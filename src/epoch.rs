@@ -17,7 +17,7 @@
 
 use crate::index::node::NODE_LINES_MAX;
 use crate::index::pool::{lines_of, Pool, LINE};
-use crate::index::{Chain, Head};
+use crate::index::{Chain, Head, Stack};
 use crate::slot::{Memslot, Result, MAX_ADDRESS_SPACES};
 use crate::snapshot::{Published, Record, RECORD_LINES};
 use crossbeam_epoch::{Collector, LocalHandle};
@@ -251,7 +251,7 @@ impl Lane {
     }
 
     /// Puts aside what an editor has replaced.
-    pub(crate) fn retire_all(&mut self, replaced: &mut Chain) {
+    pub(crate) fn retire_all(&mut self, replaced: &mut Stack) {
         while let Some(object) = replaced.pop() {
             // SAFETY: editors put aside what starts with a head and the working copy has let go of, each object once.
             unsafe { self.retire(object.cast()) };

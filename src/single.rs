@@ -7,7 +7,7 @@
 
 use crate::change::Decision;
 use crate::index::pool::LINE;
-use crate::index::{Chain, Editor};
+use crate::index::{Editor, Stack};
 use crate::shared::Updating;
 use crate::slot::Result;
 use crate::snapshot::{Published, Record, Space};
@@ -35,7 +35,7 @@ impl Updating<'_> {
         self.in_step = true;
         let stamp = writer.next_stamp;
         writer.next_stamp += 1;
-        let mut replaced = Chain::EMPTY;
+        let mut replaced = Stack::EMPTY;
         let mut editor = Editor { pool: &mut writer.pool, stamp, replaced: Some(&mut replaced) };
         // SAFETY: as above; the copy is this update's alone until it is published.
         let mut work = unsafe { Published::copy_of(&mut editor, base.as_ref()) };

@@ -14,7 +14,7 @@
 use crate::change::Decision;
 use crate::index::node::Baseline;
 use crate::index::pool::LINE;
-use crate::index::{Chain, Editor, Head};
+use crate::index::{Editor, Head, Stack};
 use crate::plan::{self, Difference, Step};
 use crate::shared::{Updating, Writer};
 use crate::slot::{Errno, Gfn, Gpa, Memslot, Region, Result};
@@ -60,7 +60,7 @@ pub struct Transaction<'a> {
     pub(crate) work: NonNull<Published>,
     /// Of this transaction's nodes, and of the journal's first record.
     pub(crate) stamp: u64,
-    pub(crate) replaced: Chain,
+    pub(crate) replaced: Stack,
     /// Steps staged so far, those that came to nothing included.
     step: usize,
     /// The step whose change the commit was refused for.
@@ -88,7 +88,7 @@ impl<'a> Transaction<'a> {
         // SAFETY: the current publication is alive under the update lock.
         let work =
             Published::copy_of(&mut Editor { pool: &mut writer.pool, stamp, replaced: None }, unsafe { base.as_ref() });
-        let replaced = Chain::EMPTY;
+        let replaced = Stack::EMPTY;
         Ok(Transaction { lock, base, work, stamp, replaced, step: 0, refused: None, bracketed, finished: false })
     }
 

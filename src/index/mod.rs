@@ -38,6 +38,34 @@ impl Link {
     }
 }
 
+/// What one update has replaced, through the objects' links, the last one first.
+pub(crate) struct Stack {
+    top: *mut Link,
+}
+
+impl Stack {
+    pub(crate) const EMPTY: Stack = Stack { top: null_mut() };
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.top.is_null()
+    }
+
+    /// # Safety
+    /// The updating thread's; the object starts with a link and is on no stack and in no chain.
+    pub(crate) unsafe fn push(&mut self, object: NonNull<Link>) {
+        // SAFETY: only the updating thread touches links.
+        unsafe { *object.as_ref().word.get() = self.top as u64 };
+        self.top = object.as_ptr();
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<NonNull<Link>> {
+        let top = NonNull::new(self.top)?;
+        // SAFETY: what is on the stack is its own until it is taken from it.
+        self.top = unsafe { *top.as_ref().word.get() } as *mut Link;
+        Some(top)
+    }
+}
+
 /// A chain of objects put aside, through their links: it takes no memory of its own, so that it cannot fail.
 pub(crate) struct Chain {
     head: *mut Link,
@@ -104,7 +132,7 @@ pub(crate) struct Editor<'a> {
     /// Nodes with this stamp were made by this update and nobody else can see them.
     pub(crate) stamp: u64,
     /// Where replaced nodes go. None: they stay in use elsewhere.
-    pub(crate) replaced: Option<&'a mut Chain>,
+    pub(crate) replaced: Option<&'a mut Stack>,
 }
 
 /// What tree nodes, id nodes and roots start with: enough to give one back without knowing what it was.
@@ -155,7 +183,7 @@ impl Editor<'_> {
             // SAFETY: never published, and given up by the caller.
             unsafe { self.pool.free(object.cast(), head.lines as usize) };
         } else if let Some(replaced) = &mut self.replaced {
-            // SAFETY: an object leaves the working copy once, so it is in no chain yet.
+            // SAFETY: an object leaves the working copy once, so it is on no stack yet.
             unsafe { replaced.push(object.cast()) };
         }
     }

@@ -686,7 +686,7 @@ mod tests {
     use super::*;
     use crate::index::node::Baseline;
     use crate::index::pool::Pool;
-    use crate::index::Chain;
+    use crate::index::Stack;
     use std::collections::BTreeSet;
 
     /// A tree with its pool, in which every update has a stamp of its own, so that each copies what it changes.
@@ -694,12 +694,12 @@ mod tests {
         tree: RangeTree<MULTI>,
         pool: Pool,
         stamp: u64,
-        replaced: Chain,
+        replaced: Stack,
     }
 
     impl<const MULTI: bool> Bench<MULTI> {
         fn new() -> Self {
-            Bench { tree: RangeTree::EMPTY, pool: Pool::new(), stamp: 0, replaced: Chain::EMPTY }
+            Bench { tree: RangeTree::EMPTY, pool: Pool::new(), stamp: 0, replaced: Stack::EMPTY }
         }
 
         fn change(&mut self, change: impl FnOnce(&mut RangeTree<MULTI>, &mut Editor)) {
