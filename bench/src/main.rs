@@ -178,8 +178,6 @@ fn run(options: &Options) -> Result<Results> {
             let settings = lookups::Settings { rounds, slice_ns: slice_ms * 1e6, wanted: &wanted };
             lookups::measure(&field.for_lookups(), &layout, &settings, &mut results)?;
             progress.say(&format!("{n} slots, {}: updates", shape.name()));
-            let rounds = if n > 1_000 { rounds.min(9) } else { rounds };
-            let settings = lookups::Settings { rounds, ..settings };
             updates::measure(&field.for_updates(), &layout, &settings, &mut results)?;
         }
     }
