@@ -220,8 +220,8 @@ impl Node {
         // SAFETY: the caller's promise.
         unsafe {
             match () {
-                () if cap <= 2 * BLOCK => self.first_of_blocks::<2>(page),
-                () if cap <= 4 * BLOCK && L::WIDE => self.first_of_blocks::<4>(page),
+                () if cap <= 2 * BLOCK => self.first_of_blocks::<2, L>(page),
+                () if cap <= 4 * BLOCK && L::WIDE => self.first_of_blocks::<4, L>(page),
                 () => self.first_in_two_steps(page),
             }
         }
@@ -237,7 +237,7 @@ impl Node {
         // SAFETY: the caller's promise; leaves below the root have no more than four blocks.
         unsafe {
             match self.is_leaf() && L::WIDE {
-                true => self.first_of_blocks::<4>(page),
+                true => self.first_of_blocks::<4, L>(page),
                 false => self.first_in_two_steps(page),
             }
         }
@@ -246,14 +246,15 @@ impl Node {
     /// # Safety
     /// Some entry reaches the page, and there are no more than `N` blocks, which is two or four.
     #[inline(always)]
-    unsafe fn first_of_blocks<const N: usize>(&self, page: impl Lanes) -> usize {
+    unsafe fn first_of_blocks<const N: usize, L: Lanes>(&self, page: L) -> usize {
         self.head.check();
-        let block = |at| {
+        let mut lanes = 0;
+        // No closure here: that would be a function of its own, and not compiled for the processor that `L` is.
+        for block in 0..N {
             // SAFETY: a multiple of four blocks is initialised in every node, see create().
-            let lanes = unsafe { page.eight(self.lasts_ptr().add(at * BLOCK)) };
-            lanes << (at * BLOCK)
-        };
-        first_of(N * BLOCK, (0..N).fold(0, |lanes, at| lanes | block(at)))
+            lanes |= unsafe { page.eight(self.lasts_ptr().add(block * BLOCK)) } << (block * BLOCK);
+        }
+        first_of(N * BLOCK, lanes)
     }
 
     /// # Safety
