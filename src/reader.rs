@@ -254,11 +254,15 @@ impl Reader {
             (published, space, space.find_gfn::<L>(gfn)?)
         };
         let slot = NonNull::from(slot_of(found.record));
-        // No branch here either.
-        let remembered = (space.count > FEW) | (slot.as_ptr().cast_const() == hot.slot.get());
+        let mut npages = found.npages;
+        if space.count <= FEW {
+            // No branch on what is random.
+            let again = slot.as_ptr().cast_const() == hot.slot.get();
+            npages = select_unpredictable(again, npages, 0);
+        }
         hot.key.set(key(published.seq, as_id));
         hot.base_gfn.set(found.base_gfn);
-        hot.npages.set(select_unpredictable(remembered, found.npages, 0));
+        hot.npages.set(npages);
         hot.slot.set(slot.as_ptr());
         Some(slot)
     }
