@@ -100,9 +100,10 @@ searches!(avx2, Avx2, #[target_feature(enable = "avx2")]);
 searches!(avx512, Avx512, #[target_feature(enable = "avx512f")]);
 
 impl Searches {
+    /// The best that the processor has. `--cfg memslots_no_avx512` is for measuring what others have to do with.
     fn of_this_processor() -> &'static Searches {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f") {
+        if !cfg!(memslots_no_avx512) && is_x86_feature_detected!("avx512f") {
             return &avx512::SEARCHES;
         } else if is_x86_feature_detected!("avx2") {
             return &avx2::SEARCHES;
