@@ -156,17 +156,23 @@ static void max_garbage_bounds_it(void)
     memslots_free(ms);
 }
 
+static struct memslots_reader_stats reader_stats_of(const struct memslots_reader *reader)
+{
+    struct memslots_reader_stats stats;
+
+    CHECK_EQ(memslots_reader_get_stats(reader, &stats, sizeof(stats)), 0);
+    return stats;
+}
+
 static void a_reader_s_counters(void)
 {
     struct memslots *ms = new_table();
     struct memslots_reader *reader = new_reader(ms);
-    struct memslots_reader_stats stats;
 
     for (uint32_t i = 0; i < 100; i++)
         set(ms, i, i * 10, 10);
-    CHECK_EQ(memslots_reader_get_stats(reader, &stats, sizeof(stats)), 0);
-    CHECK_EQ(stats.sections, 0);
-    CHECK_EQ(stats.misses, 0);
+    CHECK_EQ(reader_stats_of(reader).sections, 0);
+    CHECK_EQ(reader_stats_of(reader).misses, 0);
     for (uint64_t section = 0; section < 5; section++) {
         memslots_read_lock(reader);
         memslots_read_lock(reader); // nested: no section of its own
@@ -175,9 +181,9 @@ static void a_reader_s_counters(void)
         memslots_read_unlock(reader);
         memslots_read_unlock(reader);
     }
-    CHECK_EQ(memslots_reader_get_stats(reader, &stats, sizeof(stats)), 0);
-    CHECK_EQ(stats.sections, 5);
-    CHECK_EQ(stats.misses, 500); // one a slot a pass: the other nine pages are last-used hits
+    CHECK_EQ(reader_stats_of(reader).sections, 5);
+    CHECK_EQ(reader_stats_of(reader).misses,
+             500); // one a slot a pass: the other nine pages are last-used hits
     memslots_reader_free(reader);
     memslots_free(ms);
 }
@@ -187,7 +193,6 @@ static void of_few_slots_one_found_twice_is_remembered(void)
 {
     struct memslots *ms = new_table();
     struct memslots_reader *reader = new_reader(ms);
-    struct memslots_reader_stats stats;
 
     for (uint32_t i = 0; i < 16; i++)
         set(ms, i, i * 10, 10);
@@ -195,8 +200,8 @@ static void of_few_slots_one_found_twice_is_remembered(void)
     for (uint64_t gfn = 0; gfn < 160; gfn++)
         CHECK(memslots_find_gfn(reader, 0, gfn) != NULL);
     memslots_read_unlock(reader);
-    CHECK_EQ(memslots_reader_get_stats(reader, &stats, sizeof(stats)), 0);
-    CHECK_EQ(stats.misses, 32); // two a slot: the other eight pages are last-used hits
+    CHECK_EQ(reader_stats_of(reader).misses,
+             32); // two a slot: the other eight pages are last-used hits
     memslots_reader_free(reader);
     memslots_free(ms);
 }

@@ -295,8 +295,8 @@ impl Lane {
         domain.sealed.fetch_add(1, Ordering::Release);
         let sealed = Sealed { ripe: &domain.ripe, bag };
         let guard = self.handle().pin();
-        // SAFETY: ripen() takes no lock, does not allocate, and touches only the bag and the domain, which outlives the
-        // collector. Nothing in the bag is reachable from the current publication any more.
+        // SAFETY: ripen() takes no lock, does not allocate, and touches only the bag and what is ripe, which outlives
+        // the collector. Nothing in the bag is reachable from the current publication any more.
         unsafe { guard.defer_unchecked(move || sealed.ripen()) };
         guard.flush();
         Ok(())

@@ -4,13 +4,13 @@
 // guest physical address at which it happens. The errno is the one that KVM has for regions that overlap.
 
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <errno.h>
 #include <linux/kvm.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+
+#include "ioctl.h"
 
 static int refuses(const struct kvm_userspace_memory_region *region)
 {
@@ -27,20 +27,11 @@ static int is_set_region(unsigned long request)
     return _IOC_TYPE(request) == KVMIO && (_IOC_NR(request) == 0x46 || _IOC_NR(request) == 0x49);
 }
 
-int ioctl(int fd, unsigned long request, ...)
+static int answer(int fd, unsigned long request, void *argument)
 {
-    static int (*real)(int, unsigned long, void *);
-    va_list arguments;
-    void *argument;
-
-    if (!real)
-        real = (int (*)(int, unsigned long, void *))dlsym(RTLD_NEXT, "ioctl");
-    va_start(arguments, request);
-    argument = va_arg(arguments, void *);
-    va_end(arguments);
     if (is_set_region(request) && refuses(argument)) {
         errno = EEXIST;
         return -1;
     }
-    return real(fd, request, argument);
+    return real_ioctl(fd, request, argument);
 }

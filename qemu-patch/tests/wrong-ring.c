@@ -7,9 +7,10 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <linux/kvm.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <sys/mman.h>
+
+#include "ioctl.h"
 
 #define WRONG    0xbad0000
 #define NR_WRONG 41
@@ -63,19 +64,10 @@ static void spoil(void)
     }
 }
 
-int ioctl(int fd, unsigned long request, ...)
+static int answer(int fd, unsigned long request, void *argument)
 {
-    static int (*real)(int, unsigned long, void *);
-    va_list arguments;
-    void *argument;
-    int result;
+    int result = real_ioctl(fd, request, argument);
 
-    if (!real)
-        real = (int (*)(int, unsigned long, void *))dlsym(RTLD_NEXT, "ioctl");
-    va_start(arguments, request);
-    argument = va_arg(arguments, void *);
-    va_end(arguments);
-    result = real(fd, request, argument);
     if (request == KVM_RUN)
         spoil();
     return result;
