@@ -19,7 +19,7 @@ impl Transaction<'_> {
         let as_id = regions.first()?.as_id();
         // SAFETY: the working copy is alive.
         unsafe { self.work.as_ref() }.space(as_id).filter(|space| space.count == 0)?;
-        debug_assert!(self.replaced.is_empty(), "a space without slots has no nodes");
+        debug_assert!(self.lock.writer.replaced.is_empty(), "a space without slots has no nodes");
         self.lock.in_step = true;
         let staged = self.list(as_id, regions, opaque).and_then(|()| self.build(as_id));
         self.lock.in_step = false;

@@ -13,7 +13,7 @@
 
 use crate::hooks::{Change, Hooks, Kind};
 use crate::index::pool::LINE;
-use crate::index::{Editor, Head};
+use crate::index::{object_of, Editor, Head, Stamp};
 use crate::plan::Step;
 use crate::shared::Writer;
 use crate::slot::{Errno, Gfn, Memslot, Result, INVALID};
@@ -129,6 +129,10 @@ impl<'a> Transaction<'a> {
             return Err(Errno::EDEADLK);
         }
         let view = if flushes { Some(self.make_invalid_view(&changes)?) } else { None };
+        if let Err(errno) = self.reserve_retired(view.as_ref()) {
+            view.into_iter().for_each(|view| self.free_invalid_view(view));
+            return Err(errno);
+        }
         // A hook in Rust can panic: what readers see must be whole again before that goes on.
         let consent = catch_unwind(AssertUnwindSafe(|| self.ask(view.as_ref(), hooks, &changes, &steps)));
         if !matches!(consent, Ok(Ok(()))) {
@@ -172,6 +176,7 @@ impl<'a> Transaction<'a> {
             self.replace_all(as_id, &[], |_| std::ptr::null_mut()).map_err(|(errno, _)| errno)?;
         }
         if self.has_changes() {
+            self.reserve_retired(None)?;
             self.publish_result(None);
             self.put_aside();
         }
@@ -218,7 +223,7 @@ impl<'a> Transaction<'a> {
     /// A copy of the current state in which the slots that go or move are INVALID, where they are.
     fn make_invalid_view(&mut self, changes: &[Change]) -> Result<InvalidView> {
         let base = self.base;
-        let stamp = self.stamp + self.lock.writer.journal.len() as u64;
+        let stamp = Stamp(self.stamp + self.lock.writer.journal.len() as u64);
         let root_lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
         self.lock.writer.pool.reserve(2 * root_lines * LINE)?;
         // The current state's nodes stay in use: nothing is put aside.
@@ -277,13 +282,12 @@ impl<'a> Transaction<'a> {
         let pool = &mut self.lock.writer.pool;
         view.for_each_own_node(|node| {
             // SAFETY: made for the view, which nobody has seen.
-            unsafe { pool.free(node.cast(), node.as_ref().lines as usize) }
+            unsafe { pool.free(object_of(node)) }
         });
-        let lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
         // SAFETY: as above.
         unsafe {
-            self.lock.writer.pool.free(view.root.cast(), lines);
-            self.lock.writer.pool.free(view.again.cast(), lines);
+            self.lock.writer.pool.free(object_of(view.root.cast()));
+            self.lock.writer.pool.free(object_of(view.again.cast()));
         }
     }
 
@@ -298,7 +302,7 @@ impl<'a> Transaction<'a> {
         self.publish(again);
         self.retire_view(&view);
         // SAFETY: `again` has taken its place; its nodes live on in that.
-        unsafe { self.lock.writer.lane.retire(self.base.cast()) };
+        unsafe { self.lock.writer.lane.retire(object_of(self.base.cast())) };
     }
 
     /// Puts aside a view that was published, and is not any more.
@@ -309,14 +313,24 @@ impl<'a> Transaction<'a> {
             let record = unsafe { view.root.as_ref().space(old.as_id).and_then(|space| space.find_id(old.id)) };
             if let Some(record) = record.filter(|record| slot_of(*record).is_invalid()) {
                 // SAFETY: in the view only, which is not current any more. A slot has one line with an old record.
-                unsafe { self.lock.writer.lane.retire_record(record, false) };
+                unsafe { self.lock.writer.lane.retire(Record::object(record)) };
             }
         }
         let lane = &mut self.lock.writer.lane;
         // SAFETY: made for the view and part of nothing else.
-        view.for_each_own_node(|node| unsafe { lane.retire(node) });
+        view.for_each_own_node(|node| unsafe { lane.retire(object_of(node)) });
         // SAFETY: as above.
-        unsafe { self.lock.writer.lane.retire(view.root.cast()) };
+        unsafe { self.lock.writer.lane.retire(object_of(view.root.cast())) };
+    }
+
+    /// Room for all that the publications of this commit can retire: what was replaced, records, and an INVALID view.
+    fn reserve_retired(&mut self, view: Option<&InvalidView>) -> Result<()> {
+        let mut nodes = 0;
+        view.into_iter().for_each(|view| view.for_each_own_node(|_| nodes += 1));
+        let writer = &mut **self.lock.writer;
+        let changes = writer.journal.len();
+        // Of each change the old record, and the view's; the base and the view's roots.
+        writer.lane.reserve(writer.replaced.len() + nodes + 2 * changes + 3, changes)
     }
 
     // ---- the result ----
@@ -334,9 +348,8 @@ impl<'a> Transaction<'a> {
         self.finished = true;
         if let Some(view) = view {
             self.retire_view(&view);
-            let lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
             // SAFETY: never published.
-            unsafe { self.lock.writer.pool.free(view.again.cast(), lines) };
+            unsafe { self.lock.writer.pool.free(object_of(view.again.cast())) };
         }
     }
 
@@ -344,13 +357,15 @@ impl<'a> Transaction<'a> {
     fn put_aside(&mut self) {
         let writer = &mut **self.lock.writer;
         let has_release = self.lock.shared.hooks.is_some();
-        writer.lane.retire_all(&mut self.replaced);
-        // SAFETY: the base is not current any more, nor are the records that have been replaced.
+        // SAFETY: the base is not current any more, nor are the nodes and records that have been replaced.
         unsafe {
-            writer.lane.retire(self.base.cast());
+            writer.replaced.drain(..).for_each(|object| writer.lane.retire(object));
+            writer.lane.retire(object_of(self.base.cast()));
             for Staged { old, new, .. } in &writer.journal {
-                if let Some(old) = old {
-                    writer.lane.retire_record(*old, has_release && new.is_none());
+                match old {
+                    Some(old) if has_release && new.is_none() => writer.lane.retire_gone(*old),
+                    Some(old) => writer.lane.retire(Record::object(*old)),
+                    None => {}
                 }
             }
         }
@@ -362,7 +377,7 @@ struct InvalidView {
     root: NonNull<Published>,
     /// The old content once more, for when the update is refused.
     again: NonNull<Published>,
-    stamp: u64,
+    stamp: Stamp,
     /// Bit i: space i differs from the current state.
     spaces: u64,
 }
@@ -377,7 +392,7 @@ impl InvalidView {
         // SAFETY: the view is alive; links are read under the update lock, and no node is looked at after its visit.
         unsafe {
             for space in self.root.as_ref().spaces() {
-                space.for_each_node(&|head| head.link.stamp() != self.stamp, &mut visit);
+                space.for_each_node(&|head| head.stamp != self.stamp, &mut visit);
             }
         }
     }

@@ -2,32 +2,34 @@
 //! Publication and reclamation: one store makes a snapshot current, epochs say when the last reader of what it
 //! replaced is gone.
 //!
-//! May not know what the objects put aside here mean. Built on crossbeam-epoch with a collector of the table's own, so
-//! that dropping the table frees everything.
+//! Does not know what the memory retired here means, but for records, whose release may be owed. Built on crossbeam-epoch
+//! with a collector of the table's own, so that dropping the table frees everything.
 //!
 //! **Publishing.** `seq` is the publication's number, a multiple of `SEQ_STEP`, and never used twice. A publisher marks it
-//! BUSY, stores the root, makes it the new number. A reader that remembers an answer with the number of the publication that
+//! BUSY, stores the root, and stores the new number. A reader that remembers an answer with the number of the publication that
 //! gave it may use it again while `seq` is that number, and never goes back in time: had it seen the new root by way of a
 //! lookup, it would see `seq` BUSY or newer, since that was stored before the root.
 //!
-//! **Putting aside.** What a publication replaced is chained into `pending` under the update lock. When enough has come
-//! together the chain goes to the collector as one bag. When every read-side section that was open then has ended, some
-//! thread that happens to advance the epoch, a reader included, pushes the bag on `ripe`: two instructions and no lock. Only
-//! threads that hold the update lock take bags from there, free what is in them and run releases.
+//! **Retiring.** What a publication replaced is listed in a *bag* under the update lock; what is listed is not written to, since
+//! readers may still be on it. When enough has come together the bag is sealed: it gets the next number and goes to the
+//! collector. When every read-side section that was open then has ended, some thread that happens to advance the epoch, a
+//! reader included, pushes the bag on `ripe`: two instructions and no lock. Only the holder of the update lock takes bags from
+//! there and empties them, in the order of their numbers: so whoever waits for one knows when it is done.
 
-use crate::index::node::NODE_LINES_MAX;
-use crate::index::pool::{lines_of, Pool, LINE};
-use crate::index::{Chain, Head, Stack};
-use crate::slot::{Memslot, Result, MAX_ADDRESS_SPACES};
-use crate::snapshot::{Published, Record, RECORD_LINES};
+use crate::index::pool::{Object, Pool};
+use crate::slot::{Errno, Memslot, Result, MAX_ADDRESS_SPACES};
+use crate::snapshot::{Published, Record};
 use crossbeam_epoch::{Collector, LocalHandle};
-use std::mem::size_of;
+use std::collections::VecDeque;
 use std::ptr::{null_mut, NonNull};
-use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Bytes that come together before a bag goes to the collector: large enough to be rare, small enough to stay in cache.
 const BAG_BYTES: usize = 64 << 10;
+
+/// Entries that the lists of an emptied bag keep room for.
+const ROOM_KEPT: usize = 1 << 10;
 
 /// From one publication's number to the next. In between is room for the number of an address space, see `reader.rs`.
 pub(crate) const SEQ_STEP: u64 = MAX_ADDRESS_SPACES as u64;
@@ -78,53 +80,80 @@ impl Current {
 }
 
 /// What one or more publications replaced.
-struct Bag {
-    next: *mut Bag,
-    /// Nodes and roots, which start with a [`Head`], by their lines: so they go back to the pool a chain at a time, and nobody
-    /// fetches each of them into the cache to see what it is. Those that are larger than nodes are roots, all of one size.
-    objects: [Chain; NODE_LINES_MAX + 2],
-    /// Records whose slot lives on under another record.
-    records: Chain,
-    /// Records whose slot is gone: their release is owed.
-    owed: Chain,
-    /// The bag's own included once it is on its way.
+#[derive(Default)]
+struct Retired {
+    /// Nodes, roots, and records whose slot lives on under another record.
+    objects: Vec<Object>,
+    /// Records whose slot is gone: their release is owed, in this order.
+    gone: VecDeque<NonNull<Record>>,
     bytes: usize,
-    /// Not of the same type as the bytes: or the compiler adds to both at once, by a load that waits for two stores.
-    count: u32,
 }
 
-const BAG_LINES: usize = lines_of(size_of::<Bag>());
+impl Retired {
+    fn count(&self) -> usize {
+        self.objects.len() + self.gone.len()
+    }
 
-impl Bag {
-    const EMPTY: Bag = Bag {
-        next: null_mut(),
-        objects: [const { Chain::EMPTY }; NODE_LINES_MAX + 2],
-        records: Chain::EMPTY,
-        owed: Chain::EMPTY,
-        bytes: 0,
-        count: 0,
-    };
+    /// Room for so many more of each.
+    fn reserve(&mut self, objects: usize, gone: usize) -> Result<()> {
+        let room = self.objects.try_reserve(objects).and_then(|()| self.gone.try_reserve(gone));
+        room.map_err(|_| Errno::ENOMEM)
+    }
+
+    fn push(&mut self, object: Object) {
+        debug_assert!(self.objects.len() < self.objects.capacity(), "room was reserved");
+        self.bytes += object.bytes();
+        self.objects.push(object);
+    }
+
+    /// Frees it all and runs the releases. Gives their number.
+    ///
+    /// # Safety
+    /// Nobody can see any of it any more.
+    unsafe fn empty(&mut self, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) -> usize {
+        for object in self.objects.drain(..) {
+            // SAFETY: retired once, from this pool; nobody sees it, by the caller's promise.
+            unsafe { pool.free(object) };
+        }
+        let mut released = 0;
+        while let Some(record) = self.gone.pop_front() {
+            // SAFETY: as above; it is freed after the release has seen it.
+            unsafe {
+                release(&record.as_ref().slot);
+                pool.free(Record::object(record));
+            }
+            released += 1;
+        }
+        self.bytes = 0;
+        self.objects.shrink_to(ROOM_KEPT);
+        self.gone.shrink_to(ROOM_KEPT);
+        released
+    }
+}
+
+/// Retired memory that waits for a grace period.
+struct Bag {
+    /// Bags are numbered as they are sealed, from 1 on.
+    number: u64,
+    /// Behind it in a list of bags.
+    next: *mut Bag,
+    retired: Retired,
+    /// What it had in it when it was sealed.
+    objects: usize,
+    releases: usize,
 }
 
 /// The readers' side of one table's epochs.
 pub(crate) struct Domain {
     /// None once the domain is closed.
     collector: Option<Collector>,
-    ripe: Ripe,
-    /// Bags ever given to the collector.
-    sealed: AtomicUsize,
-}
-
-/// Bags that nobody can see into any more. All that the collector's functions look at.
-struct Ripe {
-    newest: AtomicPtr<Bag>,
-    /// Bags ever pushed.
-    ripened: AtomicUsize,
+    /// Bags that nobody can see into any more: all that the collector's functions look at.
+    ripe: AtomicPtr<Bag>,
 }
 
 /// A bag on its way through the collector.
 struct Sealed {
-    ripe: *const Ripe,
+    ripe: *const AtomicPtr<Bag>,
     bag: *mut Bag,
 }
 
@@ -133,26 +162,39 @@ impl Sealed {
     fn ripen(self) {
         // SAFETY: the domain outlives its collector (see leave()), and the collector runs this.
         let ripe = unsafe { &*self.ripe };
-        let mut head = ripe.newest.load(Ordering::Relaxed);
+        let mut head = ripe.load(Ordering::Relaxed);
         loop {
             // SAFETY: until it is on the stack the bag is ours.
             unsafe { (*self.bag).next = head };
-            match ripe.newest.compare_exchange_weak(head, self.bag, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => break,
+            match ripe.compare_exchange_weak(head, self.bag, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
                 Err(now) => head = now,
             }
         }
-        ripe.ripened.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Waits a little, and longer each time.
+pub(crate) struct Backoff(u32);
+
+impl Backoff {
+    pub(crate) const fn new() -> Self {
+        Backoff(0)
+    }
+
+    pub(crate) fn wait(&mut self) {
+        match self.0 {
+            0..16 => std::hint::spin_loop(),
+            16..64 => std::thread::yield_now(),
+            _ => std::thread::sleep(Duration::from_micros(50)),
+        }
+        self.0 = self.0.saturating_add(1);
     }
 }
 
 impl Domain {
     pub(crate) fn new() -> Self {
-        Domain {
-            collector: Some(Collector::new()),
-            ripe: Ripe { newest: AtomicPtr::new(null_mut()), ripened: AtomicUsize::new(0) },
-            sealed: AtomicUsize::new(0),
-        }
+        Domain { collector: Some(Collector::new()), ripe: AtomicPtr::new(null_mut()) }
     }
 
     /// A participant: for one thread at a time.
@@ -160,146 +202,156 @@ impl Domain {
         self.collector.as_ref().expect("open while its table lives").register()
     }
 
-    /// Waits until every section that is open now has ended, and what was given to the collector before is ripe.
+    /// A grace period: returns when every section that is open now has ended.
     pub(crate) fn wait_for_readers(&self, handle: &LocalHandle) {
-        let due = self.sealed.load(Ordering::Acquire);
         let passed = AtomicBool::new(false);
         let guard = handle.pin();
         // SAFETY: `passed` lives until the closure has run, since this function does not return before.
         unsafe { guard.defer_unchecked(|| passed.store(true, Ordering::Release)) };
         guard.flush();
         drop(guard);
-        let mut rounds = 0u32;
-        while !passed.load(Ordering::Acquire)
-            || (self.ripe.ripened.load(Ordering::Acquire).wrapping_sub(due) as isize) < 0
-        {
+        let mut backoff = Backoff::new();
+        while !passed.load(Ordering::Acquire) {
             handle.pin().flush();
-            match rounds {
-                0..16 => std::hint::spin_loop(),
-                16..64 => std::thread::yield_now(),
-                _ => std::thread::sleep(Duration::from_micros(50)),
-            }
-            rounds = rounds.saturating_add(1);
+            backoff.wait();
         }
     }
 
     /// Whether there is something to take, which costs no exchange to see.
     #[inline(always)]
     pub(crate) fn has_ripe(&self) -> bool {
-        !self.ripe.newest.load(Ordering::Relaxed).is_null()
-    }
-
-    fn take_ripe(&self) -> *mut Bag {
-        self.ripe.newest.swap(null_mut(), Ordering::Acquire)
+        !self.ripe.load(Ordering::Relaxed).is_null()
     }
 }
 
-/// The updating side: what has been put aside, and the way to the collector. Part of what the update lock protects.
+/// The updating side: what has been retired, and the way to the collector. Part of what the update lock protects.
 pub(crate) struct Lane {
     /// None once the lane is closed.
     handle: Option<LocalHandle>,
-    pending: Bag,
-    /// Given to the collector and not yet freed.
+    pending: Retired,
+    /// Bags sealed so far: the newest one's number.
+    sealed: u64,
+    /// Bags emptied so far: all up to this number.
+    emptied: u64,
+    /// Ripe bags in the order of their numbers; one with a lower number may still be missing.
+    in_turn: *mut Bag,
+    /// Empty. One bag at least exists at any time, here or under way, so that sealing can only fail for a while.
+    spare: Option<Box<Bag>>,
+    /// In bags that are sealed and not yet emptied.
     waiting_bytes: usize,
-    waiting_objects: u32,
+    waiting_objects: usize,
     waiting_releases: usize,
 }
 
 // SAFETY: a LocalHandle has no tie to the thread that made it (it uses no thread-local storage); it must only not be used
-// by two threads at once, which the update lock sees to.
+// by two threads at once, which the update lock sees to. The bags in the list are the lane's alone.
 unsafe impl Send for Lane {}
 
 impl Lane {
-    pub(crate) fn new(domain: &Domain) -> Self {
-        Lane {
+    pub(crate) fn new(domain: &Domain) -> Result<Self> {
+        Ok(Lane {
             handle: Some(domain.register()),
-            pending: Bag::EMPTY,
+            pending: Retired::default(),
+            sealed: 0,
+            emptied: 0,
+            in_turn: null_mut(),
+            spare: Some(new_bag()?),
             waiting_bytes: 0,
             waiting_objects: 0,
             waiting_releases: 0,
-        }
+        })
     }
 
-    /// Bytes and objects put aside and not yet free again.
-    pub(crate) fn garbage(&self) -> (usize, u32) {
-        (self.waiting_bytes + self.pending.bytes, self.waiting_objects + self.pending.count)
+    /// Bytes and objects that are retired and not yet free again.
+    pub(crate) fn garbage(&self) -> (usize, usize) {
+        (self.waiting_bytes + self.pending.bytes, self.waiting_objects + self.pending.count())
     }
 
     /// Releases owed, with the collector or not.
     pub(crate) fn releases_due(&self) -> usize {
-        self.pending.owed.count + self.waiting_releases
+        self.pending.gone.len() + self.waiting_releases
     }
 
     /// Releases owed that have not gone to the collector.
     pub(crate) fn releases_pending(&self) -> usize {
-        self.pending.owed.count
+        self.pending.gone.len()
     }
 
-    /// Puts aside a node or a root.
+    /// Room for what an update is going to retire. Fails with ENOMEM.
+    #[inline(always)]
+    pub(crate) fn reserve(&mut self, objects: usize, gone: usize) -> Result<()> {
+        self.pending.reserve(objects, gone)
+    }
+
+    /// Retires memory that readers may still look at; there is room.
     ///
     /// # Safety
-    /// It starts with a [`Head`], is from this table's pool, no longer reachable from the current publication, and was not
-    /// put aside before.
-    pub(crate) unsafe fn retire(&mut self, object: NonNull<Head>) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let lines = object.as_ref().lines as usize;
-            self.pending.bytes += lines * LINE;
-            self.pending.count += 1;
-            self.pending.objects[lines.min(NODE_LINES_MAX + 1)].push(object.cast());
-        }
+    /// It is from this table's pool, no longer reachable from the current publication, and was not retired before.
+    pub(crate) unsafe fn retire(&mut self, object: Object) {
+        self.pending.push(object);
     }
 
-    /// Puts aside what an editor has replaced.
-    pub(crate) fn retire_all(&mut self, replaced: &mut Stack) {
-        while let Some(object) = replaced.pop() {
-            // SAFETY: editors put aside what starts with a head and the working copy has let go of, each object once.
-            unsafe { self.retire(object.cast()) };
-        }
-    }
-
-    /// Puts aside a record; `gone` where the slot's life has ended and its release is owed.
+    /// Retires a record whose slot is gone, and whose release is owed; there is room.
     ///
     /// # Safety
     /// As `retire`.
-    pub(crate) unsafe fn retire_record(&mut self, record: NonNull<Record>, gone: bool) {
-        self.pending.bytes += RECORD_LINES * LINE;
-        self.pending.count += 1;
-        let chain = if gone { &mut self.pending.owed } else { &mut self.pending.records };
-        // SAFETY: the caller's promise.
-        unsafe { chain.push(Record::link_of(record)) };
+    pub(crate) unsafe fn retire_gone(&mut self, record: NonNull<Record>) {
+        debug_assert!(self.pending.gone.len() < self.pending.gone.capacity(), "room was reserved");
+        self.pending.bytes += Record::object(record).bytes();
+        self.pending.gone.push_back(record);
     }
 
     /// Gives what is pending to the collector where it is enough, or where the caller says so. Fails with ENOMEM, and
     /// then all stays pending.
     #[inline(always)]
-    pub(crate) fn seal(&mut self, domain: &Domain, pool: &mut Pool, now: bool) -> Result<()> {
+    pub(crate) fn seal(&mut self, domain: &Domain, now: bool) -> Result<()> {
         let enough = if now { 1 } else { BAG_BYTES };
         match self.pending.bytes < enough {
             true => Ok(()),
-            false => self.seal_pending(domain, pool),
+            false => self.seal_pending(domain),
         }
     }
 
     #[inline(never)]
-    fn seal_pending(&mut self, domain: &Domain, pool: &mut Pool) -> Result<()> {
-        pool.reserve(BAG_LINES * LINE)?;
-        let bag = pool.alloc(BAG_LINES).cast::<Bag>().as_ptr();
-        self.pending.bytes += BAG_LINES * LINE;
-        self.waiting_bytes += self.pending.bytes;
-        self.waiting_objects += self.pending.count;
-        self.waiting_releases += self.pending.owed.count;
-        let full = std::mem::replace(&mut self.pending, Bag::EMPTY);
-        // SAFETY: fresh memory of that many lines.
-        unsafe { bag.write(full) };
-        domain.sealed.fetch_add(1, Ordering::Release);
-        let sealed = Sealed { ripe: &domain.ripe, bag };
+    fn seal_pending(&mut self, domain: &Domain) -> Result<()> {
+        let mut bag = match self.spare.take() {
+            Some(bag) => bag,
+            None => new_bag()?,
+        };
+        self.sealed += 1;
+        bag.number = self.sealed;
+        std::mem::swap(&mut bag.retired, &mut self.pending);
+        (bag.objects, bag.releases) = (bag.retired.count(), bag.retired.gone.len());
+        self.waiting_bytes += bag.retired.bytes;
+        self.waiting_objects += bag.objects;
+        self.waiting_releases += bag.releases;
+        let sealed = Sealed { ripe: &domain.ripe, bag: Box::into_raw(bag) };
         let guard = self.handle().pin();
         // SAFETY: ripen() takes no lock, does not allocate, and touches only the bag and what is ripe, which outlives
         // the collector. Nothing in the bag is reachable from the current publication any more.
         unsafe { guard.defer_unchecked(move || sealed.ripen()) };
         guard.flush();
         Ok(())
+    }
+
+    /// The newest sealed bag's number: what was retired up to now has at most this one, where nothing is pending.
+    pub(crate) fn sealed(&self) -> u64 {
+        self.sealed
+    }
+
+    /// Whether all bags up to this number have been emptied.
+    pub(crate) fn has_emptied(&self, number: u64) -> bool {
+        self.emptied >= number
+    }
+
+    /// Whether some bag is not emptied yet.
+    pub(crate) fn has_bags(&self) -> bool {
+        self.emptied < self.sealed
+    }
+
+    /// Whether something is retired and in no bag.
+    pub(crate) fn has_pending(&self) -> bool {
+        self.pending.bytes > 0
     }
 
     /// Helps the epoch on.
@@ -311,32 +363,73 @@ impl Lane {
         self.handle.as_ref().expect("open while its table lives")
     }
 
-    /// Waits for the readers; see [`Domain::wait_for_readers`].
-    pub(crate) fn wait_for_readers(&self, domain: &Domain) {
+    /// A grace period; and what was sealed before the call is ripe afterwards.
+    pub(crate) fn wait_for_readers(&mut self, domain: &Domain) {
         domain.wait_for_readers(self.handle());
+        let mut backoff = Backoff::new();
+        while self.ripe_up_to(domain) < self.sealed {
+            self.advance();
+            backoff.wait();
+        }
     }
 
-    /// Frees what is ripe, oldest first, and runs the releases owed. Gives their number.
-    pub(crate) fn drain(&mut self, domain: &Domain, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) -> usize {
-        let mut newest = domain.take_ripe();
-        let mut oldest: *mut Bag = null_mut();
-        while !newest.is_null() {
-            // SAFETY: what was on the stack is ours since take_ripe().
-            let next = unsafe { std::mem::replace(&mut (*newest).next, oldest) };
-            (oldest, newest) = (newest, next);
+    /// Takes what has become ripe into the list, and gives the number up to which no bag is missing.
+    fn ripe_up_to(&mut self, domain: &Domain) -> u64 {
+        let mut newest = domain.ripe.swap(null_mut(), Ordering::Acquire);
+        while let Some(bag) = NonNull::new(newest) {
+            // SAFETY: what was on the stack is ours since the swap.
+            newest = unsafe { (*bag.as_ptr()).next };
+            self.put_in_turn(bag.as_ptr());
         }
+        let (mut number, mut bag) = (self.emptied, self.in_turn);
+        // SAFETY: bags in the list are alive and ours.
+        while let Some(at) = unsafe { bag.as_ref() }.filter(|at| at.number == number + 1) {
+            (number, bag) = (at.number, at.next);
+        }
+        number
+    }
+
+    fn put_in_turn(&mut self, bag: *mut Bag) {
+        let mut place: *mut *mut Bag = &mut self.in_turn;
+        // SAFETY: bags in the list are alive and ours; nothing else refers to them or their links.
+        unsafe {
+            while !(*place).is_null() && (**place).number < (*bag).number {
+                place = &raw mut (**place).next;
+            }
+            (*bag).next = *place;
+            *place = bag;
+        }
+    }
+
+    /// The next bag in turn, where it is ripe.
+    fn next_in_turn(&mut self) -> Option<&mut Bag> {
+        // SAFETY: bags in the list are alive and ours.
+        unsafe { self.in_turn.as_mut() }.filter(|bag| bag.number == self.emptied + 1)
+    }
+
+    /// Takes the next bag, which is empty, out of the list.
+    fn finish_next(&mut self) {
+        // SAFETY: the caller has seen that there is one, from a box in seal_pending().
+        let bag = unsafe { Box::from_raw(self.in_turn) };
+        debug_assert!(bag.retired.count() == 0 && bag.number == self.emptied + 1);
+        self.in_turn = bag.next;
+        self.emptied = bag.number;
+        self.waiting_objects -= bag.objects;
+        self.waiting_releases -= bag.releases;
+        self.spare.get_or_insert(bag);
+    }
+
+    /// Frees what is ripe, oldest first, and runs the releases owed. Gives their number. Should one panic, the rest is still
+    /// there for the next call.
+    pub(crate) fn drain(&mut self, domain: &Domain, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) -> usize {
+        self.ripe_up_to(domain);
         let mut released = 0;
-        while let Some(bag) = NonNull::new(oldest) {
-            // SAFETY: as above; a bag is read once, and its memory given back.
-            let mut content = unsafe { bag.read() };
-            oldest = content.next;
-            self.waiting_bytes -= content.bytes;
-            self.waiting_objects -= content.count;
-            self.waiting_releases -= content.owed.count;
-            // SAFETY: came from this pool; what was in it is on our stack.
-            unsafe { pool.free(bag.cast(), BAG_LINES) };
+        while let Some(bag) = self.next_in_turn() {
+            let bytes = bag.retired.bytes;
             // SAFETY: the bag is ripe: no reader is left that could see what is in it.
-            released += unsafe { empty(&mut content, pool, release) };
+            released += unsafe { bag.retired.empty(pool, release) };
+            self.waiting_bytes -= bytes;
+            self.finish_next();
         }
         released
     }
@@ -355,32 +448,22 @@ impl Lane {
     /// Frees everything, after `leave`.
     pub(crate) fn free_all(&mut self, domain: &Domain, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) {
         self.drain(domain, pool, release);
-        let mut pending = std::mem::replace(&mut self.pending, Bag::EMPTY);
-        // SAFETY: the last participant is gone, so nobody can see these.
-        unsafe { empty(&mut pending, pool, release) };
+        debug_assert!(self.has_emptied(self.sealed), "a bag was lost");
+        // SAFETY: the last participant is gone, so nobody can see what is pending.
+        unsafe { self.pending.empty(pool, release) };
     }
 }
 
-/// Frees what is in a bag and runs its releases.
-///
-/// # Safety
-/// Nobody can see any of it any more.
-unsafe fn empty(bag: &mut Bag, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) -> usize {
-    for chain in bag.objects.iter_mut() {
-        let Some(first) = chain.first() else { continue };
-        // SAFETY: put aside with its head, as all of the chain, whose objects have as many lines; they came from this pool.
-        unsafe { pool.free_chain(chain, first.cast::<Head>().as_ref().lines as usize) };
-    }
-    // SAFETY: links of records, which came from this pool.
-    unsafe { pool.free_chain(&mut bag.records, RECORD_LINES) };
-    let owed = bag.owed.count;
-    while let Some(link) = bag.owed.pop() {
-        // SAFETY: as above; it is freed after the release has seen it.
-        unsafe {
-            let record = Record::of_link(link);
-            release(&record.as_ref().slot);
-            pool.free(record.cast(), RECORD_LINES);
+impl Drop for Lane {
+    fn drop(&mut self) {
+        while let Some(bag) = NonNull::new(self.in_turn) {
+            // SAFETY: bags in the list are boxes, and ours.
+            let bag = unsafe { Box::from_raw(bag.as_ptr()) };
+            self.in_turn = bag.next;
         }
     }
-    owed
+}
+
+fn new_bag() -> Result<Box<Bag>> {
+    crate::memory::try_box(Bag { number: 0, next: null_mut(), retired: Retired::default(), objects: 0, releases: 0 })
 }

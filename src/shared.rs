@@ -11,11 +11,12 @@
 use crate::change::Rules;
 use crate::epoch::{settled, Current, Domain, Lane, BUSY, SEQ_STEP};
 use crate::hooks::Hooks;
+use crate::index::pool::Object;
 use crate::index::pool::{Pool, LINE};
-use crate::index::Editor;
+use crate::index::{object_of, Editor, Stamp};
 use crate::kvm::{Backend, OutOfStep};
 use crate::slot::{Errno, Limits, Memslot, Region, Result};
-use crate::snapshot::{Published, Record, Space, RECORD_LINES};
+use crate::snapshot::{Published, Record, Space};
 use crate::trace::{Op, Trace};
 use crossbeam_epoch::LocalHandle;
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -90,8 +91,10 @@ pub(crate) struct Figures {
 pub(crate) struct Writer {
     pub(crate) pool: Pool,
     pub(crate) lane: Lane,
-    /// The next update's stamp, never used before; see `Link`.
+    /// The next update's stamp, never used before.
     pub(crate) next_stamp: u64,
+    /// What the running update has replaced; its memory is kept from one update to the next.
+    pub(crate) replaced: Vec<Object>,
     pub(crate) journal: Vec<crate::transaction::Staged>,
     pub(crate) publications: u64,
     pub(crate) backend: Option<Backend>,
@@ -204,17 +207,18 @@ impl Shared {
     pub(crate) fn new(limits: Limits, sync: bool, max_garbage: usize, hooks: Option<Box<dyn Hooks>>) -> Result<Shared> {
         let mut pool = Pool::new();
         pool.reserve(Published::lines(limits.nr_address_spaces) * LINE)?;
-        let mut editor = Editor { pool: &mut pool, stamp: 0, replaced: None };
+        let mut editor = Editor { pool: &mut pool, stamp: Stamp(0), replaced: None };
         let mut root = Published::create(&mut editor, limits.nr_address_spaces);
         // SAFETY: fresh, and nobody else's.
         unsafe { root.as_mut() }.seq = NEXT_SEQ.fetch_add(SEQS_PER_TABLE, Ordering::Relaxed) % BUSY;
         let domain = Domain::new();
-        let lane = Lane::new(&domain);
+        let lane = Lane::new(&domain)?;
         let waiter = Waiter(domain.register());
         let writer = Writer {
             pool,
             lane,
             next_stamp: 1,
+            replaced: Vec::new(),
             journal: Vec::new(),
             publications: 0,
             backend: None,
@@ -422,7 +426,7 @@ impl<'a> Updating<'a> {
     fn seal(&mut self, now: bool) {
         let writer = &mut **self.writer;
         // Without memory for a bag the garbage stays where it is, for the next time.
-        let _ = writer.lane.seal(&self.shared.domain, &mut writer.pool, now);
+        let _ = writer.lane.seal(&self.shared.domain, now);
     }
 
     /// Frees what is ripe. Gives the releases run. Most updates find nothing.
@@ -519,14 +523,13 @@ unsafe fn free_publication(root: NonNull<Published>, pool: &mut Pool, release: &
             let mut walk = space.walk();
             while let Some(record) = walk.next().and_then(|word| NonNull::new(word.cast::<Record>())) {
                 release(&record.as_ref().slot);
-                pool.free(record.cast(), RECORD_LINES);
+                pool.free(Record::object(record));
             }
-            space.for_each_node(&|_| false, &mut |node| pool.free(node.cast(), node.as_ref().lines as usize));
+            space.for_each_node(&|_| false, &mut |node| pool.free(object_of(node)));
         }
     }
-    let lines = Published::lines(published.spaces().len() as u32);
-    // SAFETY: made with that many lines, and not used any more.
-    unsafe { pool.free(root.cast(), lines) };
+    // SAFETY: not used any more.
+    unsafe { pool.free(object_of(root.cast())) };
 }
 
 #[cfg(test)]

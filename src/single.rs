@@ -7,9 +7,9 @@
 
 use crate::change::Decision;
 use crate::index::pool::LINE;
-use crate::index::{Editor, Stack};
+use crate::index::{object_of, Editor, Stamp, REPLACED_PER_EDIT};
 use crate::shared::Updating;
-use crate::slot::Result;
+use crate::slot::{Errno, Result};
 use crate::snapshot::{Published, Record, Space};
 use std::ptr::NonNull;
 
@@ -32,11 +32,12 @@ impl Updating<'_> {
         // SAFETY: the current publication is alive under the update lock.
         let bytes = unsafe { base.as_ref() }.space(as_id).map_or(0, Space::bytes_to_edit);
         writer.pool.reserve(Published::lines(shared.limits.nr_address_spaces) * LINE + bytes)?;
+        writer.replaced.try_reserve(REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
+        writer.lane.reserve(REPLACED_PER_EDIT + 2, 0)?;
         self.in_step = true;
-        let stamp = writer.next_stamp;
+        let stamp = Stamp(writer.next_stamp);
         writer.next_stamp += 1;
-        let mut replaced = Stack::EMPTY;
-        let mut editor = Editor { pool: &mut writer.pool, stamp, replaced: Some(&mut replaced) };
+        let mut editor = Editor { pool: &mut writer.pool, stamp, replaced: Some(&mut writer.replaced) };
         // SAFETY: as above; the copy is this update's alone until it is published.
         let mut work = unsafe { Published::copy_of(&mut editor, base.as_ref()) };
         // SAFETY: as above.
@@ -46,11 +47,11 @@ impl Updating<'_> {
         space.generation += shared.limits.nr_address_spaces as u64;
         shared.current.publish(work);
         writer.publications += 1;
-        writer.lane.retire_all(&mut replaced);
-        // SAFETY: neither is current any more. Without hooks there is no release.
+        // SAFETY: none of these is current any more. Without hooks there is no release.
         unsafe {
-            writer.lane.retire(base.cast());
-            gone.into_iter().for_each(|record| writer.lane.retire_record(record, false));
+            writer.replaced.drain(..).for_each(|object| writer.lane.retire(object));
+            writer.lane.retire(object_of(base.cast()));
+            gone.into_iter().for_each(|record| writer.lane.retire(Record::object(record)));
         }
         self.in_step = false;
         self.settle(false);

@@ -6,11 +6,11 @@
 
 use crate::index::id_table::IdTable;
 use crate::index::node::{Baseline, Entry, Lanes};
-use crate::index::pool::{lines_of, link_at, Pool, LINE};
+use crate::index::pool::{lines_of, Object, Pool, LINE};
 use crate::index::range_tree::{Cursor, RangeTree};
-use crate::index::{Editor, Head, Link};
+use crate::index::{Editor, Head, Stamp};
 use crate::slot::{Gfn, Memslot};
-use std::mem::{offset_of, size_of};
+use std::mem::size_of;
 use std::ptr::NonNull;
 
 /// A slot as the table keeps it: at one address while any reader may hold it. One cache line. The slot stands first, so that
@@ -18,38 +18,28 @@ use std::ptr::NonNull;
 #[repr(C, align(64))]
 pub(crate) struct Record {
     pub(crate) slot: Memslot,
-    pub(crate) link: Link,
+    /// Written when the record is made, and never after.
+    pub(crate) stamp: Stamp,
 }
 
 impl Record {
     /// A record in memory that the caller has reserved.
     #[inline(always)]
-    pub(crate) fn create(pool: &mut Pool, stamp: u64, slot: Memslot) -> NonNull<Record> {
+    pub(crate) fn create(pool: &mut Pool, stamp: Stamp, slot: Memslot) -> NonNull<Record> {
         let record = pool.alloc(RECORD_LINES).cast::<Record>();
         // SAFETY: fresh memory of that size.
-        unsafe { record.write(Record { slot, link: Link::stamped(stamp) }) };
+        unsafe { record.write(Record { slot, stamp }) };
         record
     }
 
-    /// # Safety
-    /// The record is alive.
-    pub(crate) unsafe fn link_of(record: NonNull<Record>) -> NonNull<Link> {
-        // SAFETY: the caller's promise; a field of what is alive is not at null.
-        unsafe { NonNull::new_unchecked(&raw mut (*record.as_ptr()).link) }
-    }
-
-    /// # Safety
-    /// The link came from `link_of`.
-    pub(crate) unsafe fn of_link(link: NonNull<Link>) -> NonNull<Record> {
-        // SAFETY: the caller's promise.
-        unsafe { link.byte_sub(offset_of!(Record, link)) }.cast()
+    /// The memory of a record.
+    pub(crate) fn object(record: NonNull<Record>) -> Object {
+        Object { memory: record.cast(), lines: RECORD_LINES as u8 }
     }
 }
 
 pub(crate) const RECORD_LINES: usize = lines_of(size_of::<Record>());
-const _: () = assert!(size_of::<Record>() == LINE && offset_of!(Record, link) == link_at(RECORD_LINES));
-// All that takes one line is records.
-const _: () = assert!(size_of::<Published>() + size_of::<Space>() > LINE);
+const _: () = assert!(size_of::<Record>() == LINE);
 
 /// One address space at one moment.
 #[repr(C)]
@@ -387,10 +377,10 @@ impl Published {
     pub(crate) fn copy_of(editor: &mut Editor, base: &Published) -> NonNull<Published> {
         let lines = base.head.lines as usize;
         let new = editor.pool.alloc(lines).cast::<Published>();
-        // SAFETY: fresh memory of the base's size; the link is written anew.
+        // SAFETY: fresh memory of the base's size; the stamp is written anew.
         unsafe {
             new.cast::<u8>().copy_from_nonoverlapping(NonNull::from(base).cast(), lines * LINE);
-            (*new.as_ptr()).head.link = Link::stamped(editor.stamp);
+            (*new.as_ptr()).head.stamp = editor.stamp;
         }
         new
     }

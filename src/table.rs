@@ -276,14 +276,17 @@ impl Memslots {
 
     // ---- reclaiming ----
 
-    /// Frees what no reader can see any more and runs the releases that are due. Does not wait. Gives the releases run; 0
-    /// also where this thread is inside an update of this table.
+    /// Frees what no reader can see any more and runs all releases that are due. Does not wait for readers. Gives the
+    /// releases run; 0 also where this thread is inside an update of this table.
     pub fn reclaim(&self) -> usize {
         let Ok(mut lock) = self.shared.update() else { return 0 };
         let mut released = lock.collect(true);
-        // An epoch ends two steps after it began; without readers in the way that is now.
-        for _ in 0..3 {
+        // The epoch moves one step a call, and a bag is ripe two steps after it was sealed: after three calls without one,
+        // a reader is in the way.
+        let mut calls = 0;
+        while calls < 3 && lock.writer.lane.has_bags() {
             lock.writer.lane.advance();
+            calls = if lock.shared.domain.has_ripe() { 0 } else { calls + 1 };
             released += lock.drain();
         }
         released
@@ -297,10 +300,28 @@ impl Memslots {
         if self.shared.in_section() {
             return Err(Errno::EDEADLK);
         }
-        self.shared.update()?.collect(true);
-        self.shared.wait_for_readers();
-        self.shared.update()?.collect(false);
-        Ok(())
+        let mut due = self.seal()?;
+        loop {
+            self.shared.wait_for_readers();
+            let Some(number) = due else {
+                // Without memory for a bag: one that has been emptied since then will do.
+                due = self.seal()?;
+                continue;
+            };
+            let mut lock = self.shared.update()?;
+            lock.drain();
+            if lock.writer.lane.has_emptied(number) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Seals what is retired, and gives the number of the last bag; none where there was no memory for one.
+    fn seal(&self) -> Result<Option<u64>> {
+        let mut lock = self.shared.update()?;
+        lock.collect(true);
+        let lane = &lock.writer.lane;
+        Ok((!lane.has_pending()).then(|| lane.sealed()))
     }
 
     // ---- a real VM, a trace ----

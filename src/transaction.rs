@@ -14,11 +14,11 @@
 use crate::change::Decision;
 use crate::index::node::Baseline;
 use crate::index::pool::LINE;
-use crate::index::{Editor, Head, Stack};
+use crate::index::{object_of, Editor, Head, Stamp, REPLACED_PER_EDIT};
 use crate::plan::{self, Difference, Step};
 use crate::shared::{Updating, Writer};
 use crate::slot::{Errno, Gfn, Gpa, Memslot, Region, Result};
-use crate::snapshot::{Published, Record, Space, RECORD_LINES};
+use crate::snapshot::{Published, Record, Space};
 use crate::trace::{self, Op};
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -60,7 +60,6 @@ pub struct Transaction<'a> {
     pub(crate) work: NonNull<Published>,
     /// Of this transaction's nodes, and of the journal's first record.
     pub(crate) stamp: u64,
-    pub(crate) replaced: Stack,
     /// Steps staged so far, those that came to nothing included.
     step: usize,
     /// The step whose change the commit was refused for.
@@ -87,9 +86,10 @@ impl<'a> Transaction<'a> {
         let stamp = writer.next_stamp;
         // SAFETY: the current publication is alive under the update lock.
         let work =
-            Published::copy_of(&mut Editor { pool: &mut writer.pool, stamp, replaced: None }, unsafe { base.as_ref() });
-        let replaced = Stack::EMPTY;
-        Ok(Transaction { lock, base, work, stamp, replaced, step: 0, refused: None, bracketed, finished: false })
+            Published::copy_of(&mut Editor { pool: &mut writer.pool, stamp: Stamp(stamp), replaced: None }, unsafe {
+                base.as_ref()
+            });
+        Ok(Transaction { lock, base, work, stamp, step: 0, refused: None, bracketed, finished: false })
     }
 
     /// Throws all steps away, and begins anew under the same lock.
@@ -105,7 +105,7 @@ impl<'a> Transaction<'a> {
         let writer = &mut *self.lock.writer;
         self.stamp += writer.journal.len() as u64 + 1;
         writer.journal.clear();
-        let mut editor = Editor { pool: &mut writer.pool, stamp: self.stamp, replaced: None };
+        let mut editor = Editor { pool: &mut writer.pool, stamp: Stamp(self.stamp), replaced: None };
         // SAFETY: the current publication is alive under the update lock.
         self.work = Published::copy_of(&mut editor, unsafe { self.base.as_ref() });
         (self.step, self.finished) = (0, false);
@@ -347,12 +347,13 @@ impl<'a> Transaction<'a> {
         }
         self.lock.writer.journal.rotate_left(placed);
         if self.has_changes() {
-            let replaced = &mut self.replaced;
+            let replaced = &mut self.lock.writer.replaced;
             // SAFETY: the working copy refers to none of the old nodes.
             unsafe {
-                old_space.for_each_node(&|_| false, &mut |node| {
-                    replaced.push(node.cast());
-                });
+                let mut count = 0;
+                old_space.for_each_node(&|_| false, &mut |_| count += 1);
+                replaced.try_reserve(count).map_err(|_| Errno::ENOMEM)?;
+                old_space.for_each_node(&|_| false, &mut |node| replaced.push(object_of(node)));
             }
         }
         Ok(())
@@ -371,6 +372,7 @@ impl<'a> Transaction<'a> {
         let bytes = unsafe { self.work.as_ref() }.space(as_id).map_or(0, Space::bytes_to_edit);
         let writer = &mut *self.lock.writer;
         writer.journal.try_reserve(changes).map_err(|_| Errno::ENOMEM)?;
+        writer.replaced.try_reserve(changes * REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
         writer.pool.reserve(changes * bytes)
     }
 
@@ -449,7 +451,8 @@ impl<'a> Transaction<'a> {
 
     /// The working copy's space, and the right to change it.
     pub(crate) fn edit(&mut self, as_id: u16) -> (&mut Space, Editor<'_>) {
-        let editor = Editor { pool: &mut self.lock.writer.pool, stamp: self.stamp, replaced: Some(&mut self.replaced) };
+        let Writer { pool, replaced, .. } = &mut **self.lock.writer;
+        let editor = Editor { pool, stamp: Stamp(self.stamp), replaced: Some(replaced) };
         // SAFETY: the working copy is this transaction's alone until it is published.
         let space = &mut unsafe { self.work.as_mut() }.spaces_mut()[as_id as usize];
         (space, editor)
@@ -461,19 +464,19 @@ impl<'a> Transaction<'a> {
 
     /// A record for a line of the journal, from reserved memory.
     pub(crate) fn new_record(&mut self, slot: Memslot, line: usize) -> NonNull<Record> {
-        Record::create(&mut self.lock.writer.pool, self.stamp + line as u64, slot)
+        Record::create(&mut self.lock.writer.pool, Stamp(self.stamp + line as u64), slot)
     }
 
     /// Frees a record that this transaction made and the working copy has let go of.
     pub(crate) fn free_record(&mut self, record: NonNull<Record>) {
         // SAFETY: never published.
-        unsafe { self.lock.writer.pool.free(record.cast(), RECORD_LINES) };
+        unsafe { self.lock.writer.pool.free(Record::object(record)) };
     }
 
     /// The line of a record that this transaction made.
     fn line_of(&self, record: NonNull<Record>) -> Option<usize> {
-        // SAFETY: alive, and links are the update lock's.
-        let stamp = unsafe { record.as_ref().link.stamp() };
+        // SAFETY: alive.
+        let Stamp(stamp) = unsafe { record.as_ref() }.stamp;
         let line = stamp.checked_sub(self.stamp)? as usize;
         (self.lock.writer.journal.get(line)?.new == Some(record)).then_some(line)
     }
@@ -546,17 +549,18 @@ impl<'a> Transaction<'a> {
     pub(crate) fn throw_away(&mut self) {
         self.finished = true;
         let (stamp, writer) = (self.stamp, &mut **self.lock.writer);
-        let Writer { pool, journal, .. } = writer;
+        let Writer { pool, journal, replaced, .. } = writer;
+        replaced.clear();
         // SAFETY: nodes and records that this transaction made are in no publication; the base's are passed by.
         unsafe {
             for space in self.work.as_ref().spaces() {
-                let foreign = |head: &Head| head.link.stamp() != stamp;
-                space.for_each_node(&foreign, &mut |node| pool.free(node.cast(), node.as_ref().lines as usize));
+                let foreign = |head: &Head| head.stamp != Stamp(stamp);
+                space.for_each_node(&foreign, &mut |node| pool.free(object_of(node)));
             }
             for record in journal.iter().filter_map(|line| line.new) {
-                pool.free(record.cast(), RECORD_LINES);
+                pool.free(Record::object(record));
             }
-            pool.free(self.work.cast(), Published::lines(self.lock.shared.limits.nr_address_spaces));
+            pool.free(object_of(self.work.cast()));
         }
     }
 

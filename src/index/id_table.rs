@@ -6,7 +6,7 @@
 
 use super::node::NODE_LINES_MAX;
 use super::pool::{lines_of, LINE};
-use super::{Editor, Head, Link};
+use super::{Editor, Head};
 use std::mem::size_of;
 use std::ptr::{null, null_mut, NonNull};
 
@@ -14,7 +14,7 @@ const BITS: u32 = 5;
 const WIDTH: usize = 1 << BITS;
 
 /// Levels that 65,536 ids take.
-const MAX_LEVELS: usize = 4;
+pub(super) const MAX_LEVELS: usize = 4;
 
 #[repr(C, align(64))]
 pub(crate) struct IdNode {
@@ -87,10 +87,10 @@ impl IdNode {
             return node;
         }
         let copy = editor.pool.alloc(NODE_LINES).cast::<IdNode>();
-        // SAFETY: fresh memory of a node's size; the link is written anew.
+        // SAFETY: fresh memory of a node's size; the stamp is written anew.
         unsafe {
             copy.copy_from_nonoverlapping(node, 1);
-            (*copy.as_ptr()).head.link = Link::stamped(editor.stamp);
+            (*copy.as_ptr()).head.stamp = editor.stamp;
         }
         // SAFETY: the copy takes its place.
         unsafe { editor.drop_object(node.cast()) };

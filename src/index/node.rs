@@ -26,7 +26,7 @@
 //! search with the baseline.
 
 use super::pool::{lines_of, LINE};
-use super::{Editor, Head, Link};
+use super::{Editor, Head};
 use std::mem::{offset_of, size_of};
 use std::ptr::NonNull;
 
@@ -366,10 +366,10 @@ impl Node {
         }
         let lines = old.head.lines as usize;
         let copy = editor.pool.alloc(lines).cast::<Node>();
-        // SAFETY: fresh memory of the old node's size; the link is written anew.
+        // SAFETY: fresh memory of the old node's size; the stamp is written anew.
         unsafe {
             copy.cast::<u8>().copy_from_nonoverlapping(NonNull::from(old).cast(), lines * LINE);
-            (*copy.as_ptr()).head.link = Link::stamped(editor.stamp);
+            (*copy.as_ptr()).head.stamp = editor.stamp;
         }
         copy
     }
@@ -538,8 +538,7 @@ pub(crate) trait Lanes: Copy {
     /// The processor is of that kind; and what this is called in is compiled for it, or it will be slow.
     unsafe fn of(page: Page) -> Self;
 
-    /// The lanes of the header's line. Those before the maxima are not even read, for the head's link may change meanwhile:
-    /// they are below the page.
+    /// The lanes of the header's line. Those before the maxima, the head, count as below the page.
     fn header(self, node: &Node) -> u32;
 
     /// # Safety
@@ -712,6 +711,7 @@ mod lanes {
 mod tests {
     use super::*;
     use crate::index::pool::Pool;
+    use crate::index::{object_of, Stamp};
 
     /// Asks for every page, in a kind of processor's way, and compares with a plain search.
     ///
@@ -730,7 +730,7 @@ mod tests {
         let mut pool = Pool::new();
         for len in 1..=MAX_ENTRIES {
             pool.reserve(node_lines(MAX_ENTRIES) * LINE).unwrap();
-            let mut editor = Editor { pool: &mut pool, stamp: 1, replaced: None };
+            let mut editor = Editor { pool: &mut pool, stamp: Stamp(1), replaced: None };
             let mut node = Node::create(&mut editor, 0, len);
             // SAFETY: fresh, and nobody else's.
             let at = unsafe { node.as_mut() };
@@ -747,8 +747,7 @@ mod tests {
                     is_x86_feature_detected!("avx2").then(|| assert_answers::<Avx2>(at));
                     is_x86_feature_detected!("avx512f").then(|| assert_answers::<Avx512>(at));
                 }
-                let lines = at.head.lines as usize;
-                pool.free(node.cast(), lines);
+                pool.free(object_of(node.cast()));
             }
         }
     }

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory of one table: cache lines handed out in size classes from chunks that grow with the table.
 //!
-//! Only the updating thread is ever here. May know nothing of what it hands out but the size, and where the link in it is. Memory
-//! comes back when no reader can see it any more (see `epoch.rs`) and is handed out again while it is still warm.
+//! Only the updating thread is ever here. Knows nothing of what it hands out but the size. Memory comes back when no reader
+//! can see it any more (`epoch.rs`) and is handed out again while it is still warm.
 //!
 //! An update first calls [`Pool::reserve`], the one step that can fail; what it allocates then cannot. That is
 //! what makes a half-made update impossible.
 //!
 //! Built with `--cfg memslots_no_pool`, every object is an allocation of its own, for the sanitizers to watch.
 
-use super::{Chain, Link};
 use crate::slot::{Errno, Result};
 use std::alloc::{alloc, dealloc, Layout};
 use std::ptr::{null_mut, NonNull};
@@ -40,21 +39,26 @@ struct Chunk {
     bytes: usize,
 }
 
-/// Where the link of an object stands: at its start; but in what takes one line, a record, at the end.
-pub(crate) const fn link_at(lines: usize) -> usize {
-    match lines {
-        1 => LINE - size_of::<Link>(),
-        _ => 0,
+/// Memory that the pool has handed out.
+#[derive(Clone, Copy)]
+pub(crate) struct Object {
+    pub(crate) memory: NonNull<u8>,
+    pub(crate) lines: u8,
+}
+
+// SAFETY: an address and a size; whoever uses the memory says why it may.
+unsafe impl Send for Object {}
+
+impl Object {
+    pub(crate) fn bytes(&self) -> usize {
+        self.lines as usize * LINE
     }
 }
 
-/// Stands in every free object, where an object in a chain has its link.
+/// Stands at the start of every free object.
 struct Free {
-    /// An address, as links have it: what comes back is often a chain.
-    next: u64,
+    next: *mut Free,
 }
-
-const _: () = assert!(size_of::<Free>() == size_of::<Link>());
 
 pub(crate) struct Pool {
     free: [*mut Free; MAX_LINES + 1],
@@ -128,11 +132,9 @@ impl Pool {
         }
         let head = self.free[lines];
         if let Some(free) = NonNull::new(head) {
-            // SAFETY: what stands in a free list is ours and holds a link, at that place.
-            return unsafe {
-                self.free[lines] = free.as_ref().next as *mut Free;
-                free.cast().byte_sub(link_at(lines))
-            };
+            // SAFETY: what stands in a free list is ours, and starts with the address of the next.
+            self.free[lines] = unsafe { free.as_ref().next };
+            return free.cast();
         }
         assert!(self.room() >= lines * LINE, "allocation without reservation");
         let memory = self.bump;
@@ -145,36 +147,20 @@ impl Pool {
     /// Takes memory back.
     ///
     /// # Safety
-    /// It came from `alloc(lines)` of this pool, and nobody uses it any more.
-    pub(crate) unsafe fn free(&mut self, memory: NonNull<u8>, lines: usize) {
-        self.used -= lines * LINE;
+    /// It came from `alloc` of this pool, with as many lines, and nobody uses it any more.
+    #[inline]
+    pub(crate) unsafe fn free(&mut self, object: Object) {
+        self.used -= object.bytes();
         if cfg!(memslots_no_pool) {
             // SAFETY: allocated by alloc() with this very layout.
-            return unsafe { dealloc(memory.as_ptr(), chunk_layout(lines * LINE)) };
+            return unsafe { dealloc(object.memory.as_ptr(), chunk_layout(object.bytes())) };
         }
         if cfg!(debug_assertions) {
             // SAFETY: the caller gives up these lines.
-            unsafe { memory.as_ptr().write_bytes(POISON, lines * LINE) };
+            unsafe { object.memory.as_ptr().write_bytes(POISON, object.bytes()) };
         }
         // SAFETY: as above.
-        unsafe { self.shelve(memory.as_ptr(), lines) };
-    }
-
-    /// Takes all of a chain back, whose links become those of the class.
-    ///
-    /// # Safety
-    /// As `free`, for each of its objects, whose links are where `link_at` says.
-    pub(crate) unsafe fn free_chain(&mut self, chain: &mut Chain, lines: usize) {
-        if cfg!(debug_assertions) || cfg!(memslots_no_pool) {
-            // One by one, to be poisoned or watched.
-            while let Some(link) = chain.pop() {
-                // SAFETY: the caller's promise.
-                unsafe { self.free(link.cast().byte_sub(link_at(lines)), lines) };
-            }
-            return;
-        }
-        self.used -= chain.count * lines * LINE;
-        self.free[lines] = chain.lay_before(self.free[lines].cast()).cast();
+        unsafe { self.shelve(object.memory.as_ptr(), object.lines as usize) };
     }
 
     /// After a panic inside an update: what it had in its hands is not accounted for.
@@ -191,12 +177,10 @@ impl Pool {
     /// # Safety
     /// `lines` of memory that is ours and unused.
     unsafe fn shelve(&mut self, memory: *mut u8, lines: usize) {
-        // SAFETY: the lines are large and aligned enough for a link there.
-        unsafe {
-            let free = memory.add(link_at(lines)).cast::<Free>();
-            free.write(Free { next: self.free[lines] as u64 });
-            self.free[lines] = free;
-        }
+        let free = memory.cast::<Free>();
+        // SAFETY: a line is large and aligned enough.
+        unsafe { free.write(Free { next: self.free[lines] }) };
+        self.free[lines] = free;
     }
 
     /// Before a new chunk: what is left of the old one goes into the classes, so that none of it is lost.
@@ -243,11 +227,11 @@ mod tests {
         let a = pool.alloc(3);
         assert_eq!(pool.used(), 3 * LINE);
         // SAFETY: just allocated, used by nobody.
-        unsafe { pool.free(a, 3) };
+        unsafe { pool.free(Object { memory: a, lines: 3 }) };
         if !cfg!(memslots_no_pool) {
             assert_eq!(pool.alloc(3), a);
             // SAFETY: as above.
-            unsafe { pool.free(a, 3) };
+            unsafe { pool.free(Object { memory: a, lines: 3 }) };
         }
         assert_eq!(pool.used(), 0);
     }
@@ -264,7 +248,7 @@ mod tests {
         for (memory, lines) in live {
             assert_eq!(memory.as_ptr() as usize % LINE, 0);
             // SAFETY: allocated above, used by nobody.
-            unsafe { pool.free(memory, lines) };
+            unsafe { pool.free(Object { memory, lines: lines as u8 }) };
         }
     }
 }

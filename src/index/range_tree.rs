@@ -685,8 +685,9 @@ impl Cursor {
 mod tests {
     use super::*;
     use crate::index::node::Baseline;
+    use crate::index::pool::Object;
     use crate::index::pool::Pool;
-    use crate::index::Stack;
+    use crate::index::{object_of, Stamp, REPLACED_PER_EDIT};
     use std::collections::BTreeSet;
 
     /// A tree with its pool, in which every update has a stamp of its own, so that each copies what it changes.
@@ -694,24 +695,30 @@ mod tests {
         tree: RangeTree<MULTI>,
         pool: Pool,
         stamp: u64,
-        replaced: Stack,
+        replaced: Vec<Object>,
     }
 
     impl<const MULTI: bool> Bench<MULTI> {
         fn new() -> Self {
-            Bench { tree: RangeTree::EMPTY, pool: Pool::new(), stamp: 0, replaced: Stack::EMPTY }
+            Bench {
+                tree: RangeTree::EMPTY,
+                pool: Pool::new(),
+                stamp: 0,
+                replaced: Vec::with_capacity(REPLACED_PER_EDIT),
+            }
         }
 
         fn change(&mut self, change: impl FnOnce(&mut RangeTree<MULTI>, &mut Editor)) {
             self.stamp += 1;
             self.pool.reserve(self.tree.bytes_to_edit(1)).unwrap();
-            let mut editor = Editor { pool: &mut self.pool, stamp: self.stamp, replaced: Some(&mut self.replaced) };
+            let mut editor =
+                Editor { pool: &mut self.pool, stamp: Stamp(self.stamp), replaced: Some(&mut self.replaced) };
             change(&mut self.tree, &mut editor);
             self.assert_sound();
             // Nobody reads: what was replaced can go at once.
-            while let Some(object) = self.replaced.pop() {
+            for object in self.replaced.drain(..) {
                 // SAFETY: taken out of the tree, and from this pool.
-                unsafe { self.pool.free(object.cast(), object.cast::<Head>().as_ref().lines as usize) };
+                unsafe { self.pool.free(object) };
             }
         }
 
@@ -749,7 +756,7 @@ mod tests {
             let pool = &mut self.pool;
             // SAFETY: the tree is not used any more.
             unsafe {
-                let mut free = |node: NonNull<Head>| pool.free(node.cast(), node.as_ref().lines as usize);
+                let mut free = |node: NonNull<Head>| pool.free(object_of(node));
                 self.tree.for_each_node(&|_| false, &mut free);
             }
         }
@@ -808,7 +815,7 @@ mod tests {
                 .map(|i| entry(i / 2 * 10, if i % 9 == 0 { 300 } else { 10 }, i as usize))
                 .collect();
             let kept = entries.clone();
-            let mut editor = Editor { pool: &mut bench.pool, stamp: 0, replaced: None };
+            let mut editor = Editor { pool: &mut bench.pool, stamp: Stamp(0), replaced: None };
             // SAFETY: reserved.
             bench.tree = unsafe { RangeTree::build(&mut editor, &mut entries) }.unwrap();
             bench.assert_sound();
@@ -824,7 +831,7 @@ mod tests {
     fn what_overlaps_is_not_built() {
         let mut pool = Pool::new();
         pool.reserve(RangeTree::<false>::bytes_to_build(3)).unwrap();
-        let mut editor = Editor { pool: &mut pool, stamp: 0, replaced: None };
+        let mut editor = Editor { pool: &mut pool, stamp: Stamp(0), replaced: None };
         let mut entries = [entry(20, 5, 0), entry(10, 5, 0), entry(14, 1, 0)];
         // SAFETY: reserved.
         assert!(unsafe { RangeTree::<false>::build(&mut editor, &mut entries) }.is_none());
