@@ -6,10 +6,9 @@
 //!
 //! Source of the rules: Linux, `virt/kvm/kvm_main.c`, `kvm_set_memory_region()` and what it calls; observed on 6.18.
 
-use crate::slot::{
-    Errno, Gfn, Gpa, Limits, Memslot, Region, Result, GUEST_MEMFD, ID_ANY, LOG_DIRTY_PAGES, MAX_SLOT_PAGES, READONLY,
-};
-use crate::snapshot::{Published, Record, Space};
+use crate::error::{Errno, Result};
+use crate::slot::{Gfn, Gpa, Limits, Memslot, Region, GUEST_MEMFD, ID_ANY, LOG_DIRTY_PAGES, MAX_SLOT_PAGES, READONLY};
+use crate::snapshot::{PublishedRef, Record, Space};
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
@@ -42,7 +41,7 @@ impl Decision {
 pub(crate) struct Rules<'a> {
     pub(crate) limits: &'a Limits,
     /// Alive while the rules are asked: the update lock's holder sees to it.
-    pub(crate) state: &'a Published,
+    pub(crate) state: PublishedRef<'a>,
 }
 
 impl Limits {

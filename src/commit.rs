@@ -1,401 +1,300 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Committing a transaction: the kernel's phases, and the way back from each of them.
+//! Committing an update: the kernel's phases, and the roll-back from each of them.
 //!
-//! May know a transaction's working copy and journal, hooks and the real VM; not the rules, nor how a change was staged.
+//! Knows a working copy, its journal, hooks and the real VM; not the rules, nor how a change was staged. One function a
+//! stage (`docs/design.md`, *One update, in order*):
 //!
-//! 1. Where there is a `flush` hook and something goes or moves: publish the current state with those slots INVALID, wait for
-//!    the readers, flush.
-//! 2. Prepare; then the real VM, where there is one. A refusal takes back what was prepared, and publishes the old content
-//!    again where step 1 was taken: two steps of the generation, and nothing else.
-//! 3. Publish the result. Put aside what was replaced. Commit.
+//! 1. Whatever can be allocated is, and what would deadlock is refused.
+//! 2. Where there is a `flush` hook and a slot whose readers must be told: publish the current state with those slots
+//!    INVALID, wait for the readers, flush.
+//! 3. `prepare` for each change; then the real VM, where there is one.
+//! 4. Publish the result, retire what it has replaced, `commit` for each change.
 //!
-//! All memory is allocated before the first publication.
+//! A refusal in 2 or 3 rolls back: what was prepared is cancelled, and the old content is published again where the INVALID
+//! state had been: two steps of the generation, and nothing else.
 
-use crate::hooks::{Change, Hooks, Kind};
-use crate::index::pool::LINE;
-use crate::index::{object_of, Editor, Head, Stamp};
-use crate::plan::Step;
-use crate::shared::Writer;
-use crate::slot::{Errno, Gfn, Memslot, Result, INVALID};
-use crate::snapshot::{Published, Record};
-use crate::transaction::{slot_of, Kin, Staged, Transaction};
+use crate::cancel::NoCancel;
+use crate::error::{Errno, Refused, Result};
+use crate::hooks::{Change, Hooks};
+use crate::index::pool::Object;
+use crate::journal::{Journal, Outcome};
+use crate::plan::{self, Difference, Step};
+use crate::shared::Updating;
+use crate::slot::{Memslot, Region, INVALID};
+use crate::snapshot::Record;
+use crate::working_copy::{Publication, WorkingCopy};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::ptr::NonNull;
 
-impl<'a> Transaction<'a> {
-    // ---- what the hooks are told ----
-
-    fn changes(&self) -> Result<Vec<Change<'a>>> {
-        let mut changes = Vec::new();
-        changes.try_reserve_exact(self.journal().count()).map_err(|_| Errno::ENOMEM)?;
-        changes.extend(self.journal().map(|line| self.change(line)));
-        Ok(changes)
+/// Publishes a working copy, or rolls back: the state is what it was then, but for two steps of the generation where the
+/// INVALID state was published.
+///
+/// # Errors
+/// What a hook or the VM refused with, and which step of the update that was about; `EDEADLK` where it would wait for readers
+/// and this thread is in a section; `ENOMEM`.
+pub(crate) fn commit(lock: &mut Updating, copy: WorkingCopy, journal: Journal) -> Result<(), Refused> {
+    if !journal.has_changes() {
+        lock.writer().entries = journal.into_memory();
+        return Ok(());
     }
-
-    fn change(&self, line: &Staged) -> Change<'a> {
-        let covers = |whole: &Memslot, part: &Memslot| {
-            let ahead = part.base_gfn.wrapping_sub(whole.base_gfn);
-            let hva = whole.userspace_addr.wrapping_add(ahead << self.lock.shared.limits.page_shift);
-            ahead < whole.npages && part.end_gfn() <= whole.end_gfn() && hva == part.userspace_addr
-        };
-        let (old, new) = (line.old.map(slot_of), line.new.map(slot_of));
-        match (old, new) {
-            (Some(old), Some(new)) => {
-                Change { kind: kind_of_change(old, new), old_slot: Some(old), new_slot: Some(new) }
-            }
-            (Some(old), None) => match self.heir(line).filter(|heir| covers(heir, old)) {
-                Some(heir) => Change { kind: Kind::Merge, old_slot: Some(old), new_slot: Some(heir) },
-                None => Change { kind: Kind::Delete, old_slot: Some(old), new_slot: None },
-            },
-            (None, new) => match (line.kin, new) {
-                (Kin::CutFrom(base), Some(new)) if covers(slot_of(base), new) => {
-                    Change { kind: Kind::Split, old_slot: Some(slot_of(base)), new_slot: Some(new) }
-                }
-                _ => Change { kind: Kind::Create, old_slot: None, new_slot: new },
-            },
-        }
-    }
-
-    /// Leads every line of a merged slot to the line of the slot that has its frames in the end: slots that were merged may
-    /// have been merged again.
-    fn resolve_heirs(&mut self) {
-        let journal = &mut self.lock.writer.journal;
-        for index in 0..journal.len() {
-            let mut heir = index;
-            while let Some(Staged { new: None, kin: Kin::AbsorbedBy(next), .. }) = journal.get(heir) {
-                heir = *next;
-            }
-            let mut at = index;
-            while let Some(Staged { new: None, kin: Kin::AbsorbedBy(next), .. }) = journal.get_mut(at) {
-                at = std::mem::replace(next, heir);
-            }
-        }
-    }
-
-    /// The slot that has a merged slot's frames in the end.
-    fn heir(&self, line: &Staged) -> Option<&'a Memslot> {
-        match line.kin {
-            Kin::AbsorbedBy(heir) => self.lock.writer.journal.get(heir)?.new.map(slot_of),
-            _ => None,
-        }
-    }
-
-    /// Whether readers must first be told that the slot is on its way: what derives from its frames goes stale. Not where
-    /// all of them stay where they were, under this slot or another.
-    fn needs_flush(&self, change: &Change) -> bool {
-        match (change.kind, change.old_slot) {
-            (Kind::Delete | Kind::Move, _) => true,
-            (Kind::Resize, Some(old)) => !self.still_mapped(old),
-            _ => false,
-        }
-    }
-
-    fn still_mapped(&self, old: &Memslot) -> bool {
-        let shift = self.lock.shared.limits.page_shift;
-        let mut gfn = Gfn(old.base_gfn);
-        while gfn < old.end_gfn() {
-            let hva = old.userspace_addr + ((gfn.0 - old.base_gfn) << shift);
-            match self.find_gfn(old.as_id, gfn) {
-                Some(now) if now.userspace_addr + ((gfn.0 - now.base_gfn) << shift) == hva => gfn = now.end_gfn(),
-                _ => return false,
-            }
-        }
-        true
-    }
-
-    // ---- the phases ----
-
-    /// On success the working copy is published, or gone where nothing changed.
-    pub(crate) fn try_commit(&mut self) -> Result<()> {
-        if !self.has_changes() {
-            self.throw_away();
-            return Ok(());
-        }
-        self.lock.in_step = true;
-        let result = self.go_through_phases();
-        self.lock.in_step = false;
-        result
-    }
-
-    fn go_through_phases(&mut self) -> Result<()> {
-        let shared = self.lock.shared;
-        let hooks = shared.hooks.as_deref();
-        self.resolve_heirs();
-        let changes = if hooks.is_some() { self.changes()? } else { Vec::new() };
-        let steps = if self.lock.writer.backend.is_some() { self.plan()? } else { Vec::new() };
-        let flushes = hooks.is_some_and(|hooks| hooks.wants_flush()) && changes.iter().any(|c| self.needs_flush(c));
-        let waits = self.lock.waits();
-        if (flushes || waits) && shared.in_section() {
-            return Err(Errno::EDEADLK);
-        }
-        let view = if flushes { Some(self.make_invalid_view(&changes)?) } else { None };
-        if let Err(errno) = self.reserve_retired(view.as_ref()) {
-            view.into_iter().for_each(|view| self.free_invalid_view(view));
-            return Err(errno);
-        }
-        // A hook in Rust can panic: what readers see must be whole again before that goes on.
-        let consent = catch_unwind(AssertUnwindSafe(|| self.ask(view.as_ref(), hooks, &changes, &steps)));
-        if !matches!(consent, Ok(Ok(()))) {
-            if let Some(view) = view {
-                self.take_back(view);
-                self.lock.settle(waits);
-            }
-            return consent.unwrap_or_else(|panic| {
-                self.throw_away();
-                resume_unwind(panic)
-            });
-        }
-        self.publish_result(view);
-        self.put_aside();
-        // As the kernel does it: with sync, no reader is left with the old state when the commit hooks run.
-        self.lock.settle(waits);
-        hooks.into_iter().for_each(|hooks| changes.iter().for_each(|change| hooks.commit(change)));
-        self.lock.drain();
-        Ok(())
-    }
-
-    /// The INVALID phase, where there is one; then the consent of hooks and VM.
-    fn ask(
-        &mut self,
-        view: Option<&InvalidView>,
-        hooks: Option<&dyn Hooks>,
-        changes: &[Change],
-        steps: &[Step],
-    ) -> Result<()> {
-        if let (Some(view), Some(hooks)) = (view, hooks) {
-            self.publish(view.root);
-            self.lock.wait_for_readers();
-            self.invalid_records(view).for_each(|record| hooks.flush(slot_of(record)));
-        }
-        self.prepare(hooks, changes, steps)
-    }
-
-    /// Publishes a table without slots, whatever the hooks would say: for the end of a table.
-    pub(crate) fn publish_empty(mut self) -> Result<()> {
-        for as_id in 0..self.lock.shared.limits.nr_address_spaces as u16 {
-            self.replace_all(as_id, &[], |_| std::ptr::null_mut()).map_err(|(errno, _)| errno)?;
-        }
-        if self.has_changes() {
-            self.reserve_retired(None)?;
-            self.publish_result(None);
-            self.put_aside();
-        }
-        Ok(())
-    }
-
-    /// The hooks' and the real VM's consent. Where one refuses, all that was prepared is taken back.
-    fn prepare(&mut self, hooks: Option<&dyn Hooks>, changes: &[Change], steps: &[Step]) -> Result<()> {
-        let cancel = |upto: usize| {
-            let hooks = hooks.into_iter();
-            hooks.for_each(|hooks| changes[..upto].iter().rev().for_each(|change| hooks.cancel(change)));
-        };
-        for (index, change) in changes.iter().enumerate() {
-            if let Err(errno) = hooks.map_or(Ok(()), |hooks| hooks.prepare(change)) {
-                cancel(index);
-                let step = self.journal().nth(index).map(|line| line.step);
-                self.refused = step;
-                return Err(errno);
-            }
-        }
-        let Writer { backend: Some(backend), out_of_step, .. } = &mut **self.lock.writer else { return Ok(()) };
-        backend.run(steps, out_of_step).map_err(|(errno, index)| {
-            cancel(changes.len());
-            let slot = steps[index].region().slot;
-            let is_it = |line: &&Staged| line.new.or(line.old).is_some_and(|record| key_of(slot_of(record)) == slot);
-            let step = self.journal().find(is_it).map(|line| line.step);
-            self.refused = step;
-            errno
-        })
-    }
-
-    fn publish(&mut self, new: NonNull<Published>) {
-        self.lock.shared.current.publish(new);
-        self.lock.writer.publications += 1;
-    }
-
-    /// One step of a space's generation.
-    fn generation_step(&self) -> u64 {
-        self.lock.shared.limits.nr_address_spaces as u64
-    }
-
-    // ---- the INVALID phase ----
-
-    /// A copy of the current state in which the slots that go or move are INVALID, where they are.
-    fn make_invalid_view(&mut self, changes: &[Change]) -> Result<InvalidView> {
-        let base = self.base;
-        let stamp = Stamp(self.stamp + self.lock.writer.journal.len() as u64);
-        let root_lines = Published::lines(self.lock.shared.limits.nr_address_spaces);
-        self.lock.writer.pool.reserve(2 * root_lines * LINE)?;
-        // The current state's nodes stay in use: nothing is put aside.
-        let mut editor = Editor { pool: &mut self.lock.writer.pool, stamp, replaced: None };
-        // SAFETY: the current publication is alive under the update lock.
-        let (root, again) =
-            unsafe { (Published::copy_of(&mut editor, base.as_ref()), Published::copy_of(&mut editor, base.as_ref())) };
-        let mut view = InvalidView { root, again, stamp, spaces: 0 };
-        for change in changes {
-            let Some(old) = change.old_slot.filter(|_| self.needs_flush(change)) else { continue };
-            if let Err(errno) = self.mark_invalid(&mut view, old) {
-                self.free_invalid_view(view);
-                return Err(errno);
-            }
-        }
-        let (step, spaces) = (self.generation_step(), view.spaces);
-        for (as_id, space) in view.root_mut().spaces_mut().iter_mut().enumerate() {
-            space.generation += step * (spaces >> as_id & 1);
-        }
-        Ok(view)
-    }
-
-    fn mark_invalid(&mut self, view: &mut InvalidView, old: &Memslot) -> Result<()> {
-        let pool = &mut self.lock.writer.pool;
-        let stamp = view.stamp;
-        let space = &mut view.root_mut().spaces_mut()[old.as_id as usize];
-        pool.reserve(space.bytes_to_edit())?;
-        let record = Record::create(pool, stamp, Memslot { flags: old.flags | INVALID, ..*old });
-        // SAFETY: reserved; the slot is in the current state, of which the view is a copy.
-        unsafe { space.mark(&mut Editor { pool, stamp, replaced: None }, record) };
-        view.spaces |= 1 << old.as_id;
-        Ok(())
-    }
-
-    /// The records that the view has instead of the current state's, in the order of the changes.
-    fn invalid_records<'s>(&'s self, view: &'s InvalidView) -> impl Iterator<Item = NonNull<Record>> + 's {
-        self.journal().filter_map(|line| line.old).filter_map(|old| {
-            let old = slot_of(old);
-            // SAFETY: the view is alive until it is put aside or freed.
-            let record = unsafe { view.root.as_ref().space(old.as_id)?.find_id(old.id) }?;
-            slot_of(record).is_invalid().then_some(record)
-        })
-    }
-
-    /// Frees a view that was never published.
-    fn free_invalid_view(&mut self, view: InvalidView) {
-        for index in 0..self.lock.writer.journal.len() {
-            let Some(old) = self.line(index).old.map(slot_of) else { continue };
-            // SAFETY: as in invalid_records().
-            let record = unsafe { view.root.as_ref().space(old.as_id).and_then(|space| space.find_id(old.id)) };
-            if let Some(record) = record.filter(|record| slot_of(*record).is_invalid()) {
-                // The record is found by its id only: the nodes that lead to it go later.
-                self.free_record(record);
-            }
-        }
-        let pool = &mut self.lock.writer.pool;
-        view.for_each_own_node(|node| {
-            // SAFETY: made for the view, which nobody has seen.
-            unsafe { pool.free(object_of(node)) }
-        });
-        // SAFETY: as above.
-        unsafe {
-            self.lock.writer.pool.free(object_of(view.root.cast()));
-            self.lock.writer.pool.free(object_of(view.again.cast()));
-        }
-    }
-
-    /// After a refusal: the old content again, as a publication of its own.
-    fn take_back(&mut self, view: InvalidView) {
-        let mut again = view.again;
-        let step = self.generation_step();
-        // SAFETY: not published yet.
-        for (as_id, space) in unsafe { again.as_mut() }.spaces_mut().iter_mut().enumerate() {
-            space.generation += 2 * step * (view.spaces >> as_id & 1);
-        }
-        self.publish(again);
-        self.retire_view(&view);
-        // SAFETY: `again` has taken its place; its nodes live on in that.
-        unsafe { self.lock.writer.lane.retire(object_of(self.base.cast())) };
-    }
-
-    /// Puts aside a view that was published, and is not any more.
-    fn retire_view(&mut self, view: &InvalidView) {
-        for index in 0..self.lock.writer.journal.len() {
-            let Some(old) = self.line(index).old.map(slot_of) else { continue };
-            // SAFETY: as in invalid_records().
-            let record = unsafe { view.root.as_ref().space(old.as_id).and_then(|space| space.find_id(old.id)) };
-            if let Some(record) = record.filter(|record| slot_of(*record).is_invalid()) {
-                // SAFETY: in the view only, which is not current any more. A slot has one line with an old record.
-                unsafe { self.lock.writer.lane.retire(Record::object(record)) };
-            }
-        }
-        let lane = &mut self.lock.writer.lane;
-        // SAFETY: made for the view and part of nothing else.
-        view.for_each_own_node(|node| unsafe { lane.retire(object_of(node)) });
-        // SAFETY: as above.
-        unsafe { self.lock.writer.lane.retire(object_of(view.root.cast())) };
-    }
-
-    /// Room for all that the publications of this commit can retire: what was replaced, records, and an INVALID view.
-    fn reserve_retired(&mut self, view: Option<&InvalidView>) -> Result<()> {
-        let mut nodes = 0;
-        view.into_iter().for_each(|view| view.for_each_own_node(|_| nodes += 1));
-        let writer = &mut **self.lock.writer;
-        let changes = writer.journal.len();
-        // Of each change the old record, and the view's; the base and the view's roots.
-        writer.lane.reserve(writer.replaced.len() + nodes + 2 * changes + 3, changes)
-    }
-
-    // ---- the result ----
-
-    fn publish_result(&mut self, view: Option<InvalidView>) {
-        let step = self.generation_step();
-        let changed = self.journal().filter_map(|line| line.new.or(line.old));
-        let spaces = changed.fold(0u64, |spaces, record| spaces | 1 << slot_of(record).as_id);
-        let flushed = view.as_ref().map_or(0, |view| view.spaces);
-        // SAFETY: the working copy is not published yet.
-        for (as_id, space) in unsafe { self.work.as_mut() }.spaces_mut().iter_mut().enumerate() {
-            space.generation += step * ((spaces >> as_id & 1) + (flushed >> as_id & 1));
-        }
-        self.publish(self.work);
-        self.finished = true;
-        if let Some(view) = view {
-            self.retire_view(&view);
-            // SAFETY: never published.
-            unsafe { self.lock.writer.pool.free(object_of(view.again.cast())) };
-        }
-    }
-
-    /// What the result has replaced waits for the readers.
-    fn put_aside(&mut self) {
-        let writer = &mut **self.lock.writer;
-        let has_release = self.lock.shared.hooks.is_some();
-        // SAFETY: the base is not current any more, nor are the nodes and records that have been replaced.
-        unsafe {
-            writer.replaced.drain(..).for_each(|object| writer.lane.retire(object));
-            writer.lane.retire(object_of(self.base.cast()));
-            for Staged { old, new, .. } in &writer.journal {
-                match old {
-                    Some(old) if has_release && new.is_none() => writer.lane.retire_gone(*old),
-                    Some(old) => writer.lane.retire(Record::object(*old)),
-                    None => {}
-                }
-            }
-        }
-    }
+    let _no_cancel = NoCancel::begin();
+    lock.in_step = true;
+    let result = Commit::prepare(lock, copy, journal).map_err(Refused::from).and_then(Commit::run);
+    lock.in_step = false;
+    result
 }
 
-/// The first publication of a commit that deletes or moves.
-struct InvalidView {
-    root: NonNull<Published>,
-    /// The old content once more, for when the update is refused.
-    again: NonNull<Published>,
-    stamp: Stamp,
-    /// Bit i: space i differs from the current state.
+/// An update on its way, with all the memory that it takes.
+struct Commit<'l, 'a> {
+    lock: &'l mut Updating<'a>,
+    copy: WorkingCopy,
+    journal: Journal,
+    /// What hooks are told; empty where there are none.
+    changes: Vec<Outcome>,
+    /// What the VM is called with; empty where there is none.
+    steps: Vec<Step>,
+    invalid: Option<InvalidPhase>,
+    /// Whether this returns only when no reader is left with what was before.
+    waits: bool,
+}
+
+/// The first publication of an update that has something to flush.
+struct InvalidPhase {
+    /// The current state with the flushed slots INVALID, until it is published.
+    view: Option<WorkingCopy>,
+    published: Option<Publication>,
+    /// The current state as it is, to be published again after a refusal.
+    again: WorkingCopy,
+    /// Bit i: space i has a slot that is flushed.
     spaces: u64,
 }
 
-impl InvalidView {
-    fn root_mut(&mut self) -> &mut Published {
-        // SAFETY: called before it is published only.
-        unsafe { self.root.as_mut() }
+impl<'l, 'a> Commit<'l, 'a> {
+    // ---- stage 1 ----
+
+    fn prepare(lock: &'l mut Updating<'a>, copy: WorkingCopy, journal: Journal) -> Result<Self> {
+        let shared = lock.shared;
+        let shift = shared.limits.page_shift;
+        let hooks = shared.hooks.as_deref();
+        let changes = if hooks.is_some() { journal.changes(copy.state(), shift)? } else { Vec::new() };
+        let steps = match lock.writer().backend {
+            Some(_) => calls(lock, &journal)?,
+            None => Vec::new(),
+        };
+        let flushes = hooks.is_some_and(|hooks| hooks.wants_flush()) && changes.iter().any(|change| change.flushes);
+        let waits = lock.waits();
+        if (flushes || waits) && shared.readers.in_section() {
+            return Err(Errno::EDEADLK);
+        }
+        let invalid = if flushes { Some(InvalidPhase::new(lock, &changes)?) } else { None };
+        let mut commit = Commit { lock, copy, journal, changes, steps, invalid, waits };
+        commit.reserve_retired()?;
+        Ok(commit)
     }
 
-    fn for_each_own_node(&self, mut visit: impl FnMut(NonNull<Head>)) {
-        // SAFETY: the view is alive; links are read under the update lock, and no node is looked at after its visit.
-        unsafe {
-            for space in self.root.as_ref().spaces() {
-                space.for_each_node(&|head| head.stamp != self.stamp, &mut visit);
+    /// Room for all that the publications can retire: what was replaced and its records, the base, the INVALID state.
+    fn reserve_retired(&mut self) -> Result<()> {
+        let view =
+            self.invalid.as_ref().and_then(|phase| phase.view.as_ref()).map_or(0, |view| view.count_own_objects());
+        let records = self.journal.iter().filter(|entry| entry.before.is_some()).count();
+        let replaced = self.copy.count_replaced();
+        self.lock.writer().lane.reserve(replaced + view + records + 1, records)
+    }
+
+    // ---- the stages that can refuse ----
+
+    fn run(mut self) -> Result<(), Refused> {
+        // A hook in Rust can panic: what readers see must be whole again before that goes on.
+        match catch_unwind(AssertUnwindSafe(|| self.ask())) {
+            Ok(Ok(())) => {
+                self.publish();
+                Ok(())
+            }
+            Ok(Err(refused)) => {
+                self.roll_back();
+                Err(refused)
+            }
+            Err(panic) => {
+                self.roll_back();
+                resume_unwind(panic)
             }
         }
     }
+
+    fn ask(&mut self) -> Result<(), Refused> {
+        self.invalidate();
+        self.ask_hooks()?;
+        self.ask_vm()
+    }
+
+    /// Stage 2: the slots are INVALID to readers, and none is left that saw one valid; then `flush` for each.
+    fn invalidate(&mut self) {
+        let Some(phase) = &mut self.invalid else { return };
+        let Some(view) = phase.view.take() else { return };
+        let writer = self.lock.writer();
+        writer.publications += 1;
+        phase.published = Some(view.publish(&self.lock.shared.current, &mut self.lock.writer().numbers));
+        self.lock.wait_for_readers();
+        for change in self.changes.iter().filter(|change| change.flushes) {
+            let Some(slot) = change.old.map(|old| self.lock.slot(old)) else { continue };
+            // SAFETY: the INVALID state is current now, and alive under the update lock.
+            let invalid = self.lock.current().space(slot.as_id).and_then(|space| unsafe { space.find_id(slot.id) });
+            if let (Some(hooks), Some(invalid)) = (self.hooks(), invalid) {
+                hooks.flush(self.lock.slot(invalid));
+            }
+        }
+    }
+
+    fn hooks(&self) -> Option<&'a dyn Hooks> {
+        self.lock.shared.hooks.as_deref()
+    }
+
+    /// Stage 3. Where a hook refuses, those before it cancel.
+    fn ask_hooks(&self) -> Result<(), Refused> {
+        let Some(hooks) = self.hooks() else { return Ok(()) };
+        for (index, change) in self.changes.iter().enumerate() {
+            if let Err(errno) = hooks.prepare(&told(self.lock, change)) {
+                self.cancel(index);
+                return Err(Refused::entry(change.step)(errno));
+            }
+        }
+        Ok(())
+    }
+
+    /// Cancels the first `count` changes, last first.
+    fn cancel(&self, count: usize) {
+        if let Some(hooks) = self.hooks() {
+            self.changes[..count].iter().rev().for_each(|change| hooks.cancel(&told(self.lock, change)));
+        }
+    }
+
+    /// The VM makes all calls, or has undone those that it made.
+    fn ask_vm(&mut self) -> Result<(), Refused> {
+        let writer = self.lock.writer();
+        let Some(backend) = &writer.backend else { return Ok(()) };
+        let Err((errno, index)) = backend.run(&self.steps, &mut writer.out_of_step) else { return Ok(()) };
+        self.cancel(self.changes.len());
+        let key = self.steps[index].region().slot;
+        let is_it = |record| key_of(self.lock.slot(record)) == key;
+        let entry = self.journal.iter().find(|entry| entry.record().is_some_and(is_it));
+        Err(Refused { errno, at: entry.map(|entry| entry.step) })
+    }
+
+    // ---- the end, one way or the other ----
+
+    /// After a refusal: the old content again, as a publication of its own, where the INVALID state had been published.
+    fn roll_back(self) {
+        let Commit { lock, copy, journal, invalid, waits, .. } = self;
+        let step = lock.shared.limits.nr_address_spaces as u64;
+        let base = copy.base_object();
+        drop(copy);
+        if let Some(InvalidPhase { published: Some(view), mut again, spaces, .. }) = invalid {
+            bits(spaces).for_each(|as_id| again.add_to_generation(as_id, 2 * step));
+            let writer = lock.writer();
+            writer.publications += 1;
+            again.publish(&lock.shared.current, &mut lock.writer().numbers);
+            retire_view(lock, view);
+            // SAFETY: its nodes live on in what was published again; the root does not.
+            unsafe { lock.writer().lane.retire(base) };
+            lock.settle(waits);
+        }
+        lock.writer().entries = journal.into_memory();
+    }
+
+    /// Stage 4.
+    fn publish(mut self) {
+        self.step_generations();
+        let base = self.copy.base_object();
+        let Commit { lock, copy, journal, changes, invalid, waits, .. } = self;
+        lock.writer().publications += 1;
+        let publication = copy.publish(&lock.shared.current, &mut lock.writer().numbers);
+        if let Some(view) = invalid.and_then(|phase| phase.published) {
+            retire_view(lock, view);
+        }
+        retire_base(lock, publication, base, &journal);
+        lock.writer().entries = journal.into_memory();
+        // As the kernel does it: with sync, no reader is left with the old state when the commit hooks run.
+        lock.settle(waits);
+        if let Some(hooks) = lock.shared.hooks.as_deref() {
+            changes.iter().for_each(|change| hooks.commit(&told(lock, change)));
+        }
+        lock.drain();
+    }
+
+    /// A space's generation moves on with each publication that changes it.
+    fn step_generations(&mut self) {
+        let step = self.lock.shared.limits.nr_address_spaces as u64;
+        let records = self.journal.iter().filter_map(|entry| entry.record());
+        let changed = records.fold(0, |spaces, record| spaces | 1 << self.lock.slot(record).as_id);
+        let flushed = self.invalid.as_ref().map_or(0, |phase| phase.spaces);
+        bits(changed).for_each(|as_id| self.copy.add_to_generation(as_id, step));
+        bits(flushed).for_each(|as_id| self.copy.add_to_generation(as_id, step));
+    }
+}
+
+impl InvalidPhase {
+    fn new(lock: &Updating, changes: &[Outcome]) -> Result<InvalidPhase> {
+        let (mut view, again) = (lock.begin_copy()?, lock.begin_copy()?);
+        let mut spaces = 0;
+        for old in changes.iter().filter(|change| change.flushes).filter_map(|change| change.old) {
+            let slot = lock.slot(old);
+            view.reserve(slot.as_id, 1)?;
+            let invalid = view.new_own_record(Memslot { flags: slot.flags | INVALID, ..*slot });
+            view.mark(invalid);
+            spaces |= 1 << slot.as_id;
+        }
+        let step = lock.shared.limits.nr_address_spaces as u64;
+        bits(spaces).for_each(|as_id| view.add_to_generation(as_id, step));
+        Ok(InvalidPhase { view: Some(view), published: None, again, spaces })
+    }
+}
+
+/// What a hook is told of a change.
+fn told<'l>(lock: &'l Updating, change: &Outcome) -> Change<'l> {
+    let slot = |record: Option<NonNull<Record>>| record.map(|record| lock.slot(record));
+    Change { kind: change.kind, old_slot: slot(change.old), new_slot: slot(change.new) }
+}
+
+/// Retires an INVALID state that is not current any more.
+fn retire_view(lock: &mut Updating, view: Publication) {
+    let lane = &mut lock.writer().lane;
+    // SAFETY: alive until it is freed by way of the lane, into which each object goes once; there is room.
+    unsafe { view.for_each_own_object(&mut |object| lane.retire(object)) };
+}
+
+/// Retires what a result has taken the place of.
+fn retire_base(lock: &mut Updating, publication: Publication, base: Object, journal: &Journal) {
+    let owes_release = lock.shared.hooks.is_some();
+    let lane = &mut lock.writer().lane;
+    // SAFETY: the base is not current any more, nor are the nodes and records that were replaced; there is room.
+    unsafe {
+        publication.replaced.iter().for_each(|object| lane.retire(*object));
+        lane.retire(base);
+        for (before, after) in journal.iter().filter_map(|entry| Some((entry.before?, entry.after))) {
+            match after.is_none() && owes_release {
+                true => lane.retire_gone(before),
+                false => lane.retire(Record::object(before)),
+            }
+        }
+    }
+    lock.recycle(publication);
+}
+
+fn differences(lock: &Updating, journal: &Journal) -> Result<Vec<Difference>> {
+    let shift = lock.shared.limits.page_shift;
+    let region = |record: Option<NonNull<Record>>| record.map(|record| Region::of(lock.slot(record), shift));
+    let mut differences = Vec::new();
+    differences.try_reserve_exact(journal.iter().count()).map_err(|_| Errno::ENOMEM)?;
+    differences.extend(journal.iter().map(|entry| Difference { old: region(entry.before), new: region(entry.after) }));
+    Ok(differences)
+}
+
+/// The kernel calls that would make an update's changes, in an order that the kernel accepts.
+///
+/// # Errors
+/// `ENOMEM`.
+pub(crate) fn calls(lock: &Updating, journal: &Journal) -> Result<Vec<Step>> {
+    plan::steps(&differences(lock, journal)?)
 }
 
 /// Address space and id in one, as a region has them.
@@ -403,12 +302,7 @@ fn key_of(slot: &Memslot) -> u32 {
     slot.id as u32 | (slot.as_id as u32) << 16
 }
 
-fn kind_of_change(old: &Memslot, new: &Memslot) -> Kind {
-    if old.npages != new.npages {
-        return Kind::Resize;
-    }
-    match old.base_gfn == new.base_gfn {
-        true => Kind::FlagsOnly,
-        false => Kind::Move,
-    }
+/// The numbers of the bits that are set.
+fn bits(mask: u64) -> impl Iterator<Item = u16> {
+    (0..64).filter(move |bit| mask >> bit & 1 != 0)
 }

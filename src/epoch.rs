@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Publication and reclamation: one store makes a snapshot current, epochs say when the last reader of what it
-//! replaced is gone.
+//! Reclamation: epochs say when the last reader of what a publication replaced is gone.
 //!
 //! Does not know what the memory retired here means, but for records, whose release may be owed. Built on crossbeam-epoch
 //! with a collector of the table's own, so that dropping the table frees everything.
-//!
-//! **Publishing.** `seq` is the publication's number, a multiple of `SEQ_STEP`, and never used twice. A publisher marks it
-//! BUSY, stores the root, and stores the new number. A reader that remembers an answer with the number of the publication that
-//! gave it may use it again while `seq` is that number, and never goes back in time: had it seen the new root by way of a
-//! lookup, it would see `seq` BUSY or newer, since that was stored before the root.
 //!
 //! **Retiring.** What a publication replaced is listed in a *bag* under the update lock; what is listed is not written to, since
 //! readers may still be on it. When enough has come together the bag is sealed: it gets the next number and goes to the
@@ -16,13 +10,14 @@
 //! reader included, pushes the bag on `ripe`: two instructions and no lock. Only the holder of the update lock takes bags from
 //! there and empties them, in the order of their numbers: so whoever waits for one knows when it is done.
 
+use crate::error::{Errno, Result};
 use crate::index::pool::{Object, Pool};
-use crate::slot::{Errno, Memslot, Result, MAX_ADDRESS_SPACES};
-use crate::snapshot::{Published, Record};
+use crate::slot::Memslot;
+use crate::snapshot::Record;
 use crossbeam_epoch::{Collector, LocalHandle};
 use std::collections::VecDeque;
 use std::ptr::{null_mut, NonNull};
-use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::Duration;
 
 /// Bytes that come together before a bag goes to the collector: large enough to be rare, small enough to stay in cache.
@@ -30,54 +25,6 @@ const BAG_BYTES: usize = 64 << 10;
 
 /// Entries that the lists of an emptied bag keep room for.
 const ROOM_KEPT: usize = 1 << 10;
-
-/// From one publication's number to the next. In between is room for the number of an address space, see `reader.rs`.
-pub(crate) const SEQ_STEP: u64 = MAX_ADDRESS_SPACES as u64;
-
-/// In `seq` while another publication is about to take its place. Numbers stay below: no number and address space, not
-/// even one that there cannot be, come to the same with it and without.
-pub(crate) const BUSY: u64 = 1 << 62;
-
-/// The number of the publication that `seq` was last at, while another may be about to take its place.
-pub(crate) fn settled(seq: u64) -> u64 {
-    seq & !BUSY
-}
-
-/// The current publication. On lines of its own: all readers load from here, and only publishing stores.
-#[repr(C, align(128))]
-pub(crate) struct Current {
-    /// First, at a fixed place: the C header's inline lookup loads it.
-    pub(crate) seq: AtomicU64,
-    root: AtomicPtr<Published>,
-}
-
-impl Current {
-    pub(crate) fn new(root: NonNull<Published>) -> Self {
-        // SAFETY: alive, the caller has just made it.
-        let seq = unsafe { root.as_ref() }.seq;
-        Current { seq: AtomicU64::new(seq), root: AtomicPtr::new(root.as_ptr()) }
-    }
-
-    /// The current publication. It stays alive for as long as a section that was open at the call, or the caller holds
-    /// the update lock.
-    #[inline(always)]
-    pub(crate) fn root(&self) -> NonNull<Published> {
-        // SAFETY: there is always one.
-        unsafe { NonNull::new_unchecked(self.root.load(Ordering::Acquire)) }
-    }
-
-    /// Makes `new` current and gives it its number. Under the update lock.
-    pub(crate) fn publish(&self, mut new: NonNull<Published>) {
-        let seq = self.seq.load(Ordering::Relaxed);
-        // SAFETY: not published yet, so the update lock's holder is alone with it.
-        unsafe { new.as_mut() }.seq = seq + SEQ_STEP;
-        self.seq.store(seq | BUSY, Ordering::Relaxed);
-        // That before the root: see the head of this file.
-        fence(Ordering::Release);
-        self.root.store(new.as_ptr(), Ordering::Release);
-        self.seq.store(seq + SEQ_STEP, Ordering::Release);
-    }
-}
 
 /// What one or more publications replaced.
 #[derive(Default)]
@@ -216,12 +163,6 @@ impl Domain {
             backoff.wait();
         }
     }
-
-    /// Whether there is something to take, which costs no exchange to see.
-    #[inline(always)]
-    pub(crate) fn has_ripe(&self) -> bool {
-        !self.ripe.load(Ordering::Relaxed).is_null()
-    }
 }
 
 /// The updating side: what has been retired, and the way to the collector. Part of what the update lock protects.
@@ -339,6 +280,12 @@ impl Lane {
         self.sealed
     }
 
+    /// Whether there may be something to free, which costs no exchange to see.
+    #[inline(always)]
+    pub(crate) fn has_ripe(&self, domain: &Domain) -> bool {
+        !domain.ripe.load(Ordering::Relaxed).is_null() || !self.in_turn.is_null()
+    }
+
     /// Whether all bags up to this number have been emptied.
     pub(crate) fn has_emptied(&self, number: u64) -> bool {
         self.emptied >= number
@@ -450,6 +397,15 @@ impl Lane {
         self.drain(domain, pool, release);
         debug_assert!(self.has_emptied(self.sealed), "a bag was lost");
         // SAFETY: the last participant is gone, so nobody can see what is pending.
+        unsafe { self.free_pending(pool, release) };
+    }
+
+    /// Frees what is in no bag.
+    ///
+    /// # Safety
+    /// Nobody can see it any more.
+    pub(crate) unsafe fn free_pending(&mut self, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) {
+        // SAFETY: the caller's promise.
         unsafe { self.pending.empty(pool, release) };
     }
 }

@@ -4,7 +4,8 @@
 //! May know nothing but slots. The order is the kernel's (`docs/kernel-semantics.md`, section 4): flush, prepare,
 //! publish, commit, and release after a grace period.
 
-use crate::slot::{Memslot, Result};
+use crate::error::Result;
+use crate::slot::Memslot;
 
 /// What an update does to a slot. The first four are the kernel's `enum kvm_mr_change`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,9 @@
 //! May know regions and steps; not tables, trees or hooks. One ioctl on one struct, which is the kernel's byte for byte
 //! (a test holds both against kvm-bindings).
 
+use crate::error::{Errno, Result};
 use crate::plan::Step;
-use crate::slot::{Errno, Region, Result};
+use crate::slot::Region;
 use std::io::Write;
 use std::os::fd::RawFd;
 

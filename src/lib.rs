@@ -21,40 +21,72 @@
 //! # Ok::<(), memslots::Errno>(())
 //! ```
 //!
-//! The rooms, each of which knows only those below it: `capi` (the C functions), `table`, `transaction`, `bulk`, `single`, `reader`, `kvm`,
-//! `plan` and `trace`, `shared`, `change` (the rules), `epoch`, `snapshot`, `index`, `slot`. `docs/design.md` tells why.
+//! # Layers
+//!
+//! A module knows only those above it in this list, lowest first (a test reads it); a directory is one layer.
+//! `docs/design.md` tells why.
+//!
+//! - `error`: error numbers, and which entry of a list was refused
+//! - `slot`: what a memslot is, and what a request for one looks like
+//! - `cancel`: holding pthread_cancel() back
+//! - `memory`: boxes whose allocation can fail
+//! - `index`: the trees, the id table, and the pool that their nodes come from
+//! - `snapshot`: every address space at one moment, and all questions that can be asked of it
+//! - `change`: what a request means: KVM's rules
+//! - `hooks`: what a table tells its owner
+//! - `epoch`: retired memory, grace periods, the releases that are due
+//! - `presence`: threads, readers and their sections
+//! - `published`: the current publication
+//! - `lock`: the update lock
+//! - `working_copy`: a state that is being edited
+//! - `journal`: what each slot has gone through, and what that comes to
+//! - `plan`: from two states to the calls that KVM accepts
+//! - `kvm`: the real VM behind a table
+//! - `trace`: a line for every change
+//! - `shared`: what a table, its updates and its readers have in common
+//! - `commit`: the phases of an update, and the roll-back from each
+//! - `update`: single updates, lists, transactions, replacement
+//! - `reader`: sections, lookups, walks
+//! - `table`: the table itself
+//! - `capi`: the C functions
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("memslots is for 64-bit machines");
 
-mod bulk;
+mod cancel;
 mod capi;
 mod change;
 mod commit;
 mod epoch;
+mod error;
 mod hooks;
 mod index;
+mod journal;
 pub mod kvm;
+mod lock;
 mod memory;
 mod plan;
+mod presence;
+mod published;
 mod reader;
 mod shared;
-mod single;
 mod slot;
 mod snapshot;
 mod table;
 mod trace;
-mod transaction;
+mod update;
+mod working_copy;
 
+pub use error::{Errno, Refused, Result};
 pub use hooks::{Change, Hooks, Kind};
 pub use plan::{between as plan, Difference, Step};
 pub use reader::{HvaCache, Iter, Reader, ReaderStats, Section};
 pub use slot::{
-    Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result, GUEST_MEMFD, ID_ANY, INVALID, LOG_DIRTY_PAGES,
-    MAX_ADDRESS_SPACES, MAX_SLOT_PAGES, READONLY,
+    Access, Gfn, Gpa, Hva, Memslot, Region, GUEST_MEMFD, ID_ANY, INVALID, LOG_DIRTY_PAGES, MAX_ADDRESS_SPACES,
+    MAX_SLOT_PAGES, READONLY,
 };
-pub use table::{Config, Memslots, Refused, Stats};
-pub use transaction::Transaction;
+pub use table::{Config, Memslots, Stats};
+pub use update::Transaction;
 
 /// The README's Rust example, compiled and run.
 #[cfg(doctest)]

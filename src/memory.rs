@@ -3,7 +3,7 @@
 //!
 //! May know nothing. For the few objects outside of a table's pool: handles and what must not move.
 
-use crate::slot::{Errno, Result};
+use crate::error::{Errno, Result};
 use std::alloc::{alloc, Layout};
 
 /// `value` on the heap, or ENOMEM.

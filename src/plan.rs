@@ -12,8 +12,9 @@
 //! **Gaps.** A call opens a gap where frames that have memory before and after the whole list lose it with this call: until a
 //! later one gives it back, a running vCPU would take an access there for MMIO. Callers stop vCPUs for those, and only for those.
 
+use crate::error::{Errno, Result};
 use crate::hooks::Kind;
-use crate::slot::{Errno, Region, Result, GUEST_MEMFD, READONLY};
+use crate::slot::{Region, GUEST_MEMFD, READONLY};
 
 /// A slot in two states. The same (address space, id) on both sides.
 #[derive(Clone, Copy, Debug)]

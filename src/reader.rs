@@ -8,14 +8,16 @@
 //! access to the same slot is answered by one load and two compares. A miss in a hole leaves it alone, as in the
 //! kernel (`docs/kernel-semantics.md`, section 6).
 
-use crate::epoch::{settled, Current, SEQ_STEP};
+use crate::error::{Errno, Result};
 #[cfg(target_arch = "x86_64")]
 use crate::index::node::{Avx2, Avx512};
 use crate::index::node::{Baseline, Lanes};
 use crate::index::range_tree::{Cursor, Step};
-use crate::shared::{Owner, Presence};
-use crate::slot::{Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result, MAX_ADDRESS_SPACES};
-use crate::snapshot::{Published, Record, Space};
+use crate::presence::Presence;
+use crate::published::{settled, Current, SEQ_STEP};
+use crate::shared::Owner;
+use crate::slot::{Access, Gfn, Gpa, Hva, Memslot, Region, MAX_ADDRESS_SPACES};
+use crate::snapshot::{PublishedRef, Record, Space};
 use crossbeam_epoch::{Guard, LocalHandle};
 use std::cell::Cell;
 use std::hint::select_unpredictable;
@@ -261,7 +263,7 @@ impl Reader {
             let again = slot.as_ptr().cast_const() == hot.slot.get();
             npages = select_unpredictable(again, npages, 0);
         }
-        hot.key.set(key(published.seq, as_id));
+        hot.key.set(key(published.seq(), as_id));
         hot.base_gfn.set(found.base_gfn);
         hot.npages.set(npages);
         hot.slot.set(slot.as_ptr());
@@ -360,9 +362,9 @@ impl Reader {
     /// # Safety
     /// A section is open; the publication is alive until it ends.
     #[inline(always)]
-    unsafe fn published(&self) -> &Published {
+    unsafe fn published(&self) -> PublishedRef<'_> {
         // SAFETY: current after the section began, and so kept until it ends.
-        unsafe { self.current().root().as_ref() }
+        unsafe { PublishedRef::new(self.current().root()) }
     }
 
     pub(crate) fn page_shift(&self) -> u32 {
@@ -373,7 +375,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         while self.leave() {}
-        self.shared.leave(self.presence);
+        self.shared.readers.leave(self.presence);
         // SAFETY: from a box in new(), and out of the registry.
         drop(unsafe { Box::from_raw(self.presence.as_ptr()) });
         // SAFETY: not used afterwards.
@@ -413,7 +415,7 @@ fn slot_of<'a>(record: NonNull<Record>) -> &'a Memslot {
 impl<'r> Section<'r> {
     /// The newest publication. Alive until the section ends.
     #[inline(always)]
-    fn published(&self) -> &Published {
+    fn published(&self) -> PublishedRef<'_> {
         // SAFETY: this section is open.
         unsafe { self.reader.published() }
     }
@@ -589,7 +591,7 @@ impl Walk {
             return NonNull::new(word.cast());
         }
         // SAFETY: the caller's promise; words of the hva tree are ids.
-        unsafe { (*self.space).find_id(word as usize as u16) }.map(NonNull::cast)
+        unsafe { (*self.space).find_id(word.addr() as u16) }.map(NonNull::cast)
     }
 }
 

@@ -1,75 +1,41 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a table, its transactions and its readers have in common: the current publication, the update lock, who is
-//! reading, the hooks.
+//! What a table, its updates and its readers have in common, and how it ends.
 //!
-//! May not know how an update is made, nor how a lookup is answered.
-//!
-//! **Locks.** The update lock (`writer`) is held for an update, from the first check to the last hook, and protects
-//! everything in [`Writer`]. The registry lock (`present`) is held for a moment, with nothing below it. Readers take
-//! neither after they were made.
+//! Puts the modules below it together: the current publication, the readers, epochs, the update lock and what that protects,
+//! the hooks. Does not know how an update is made, nor how a lookup is answered.
 
+use crate::cancel::NoCancel;
 use crate::change::Rules;
-use crate::epoch::{settled, Current, Domain, Lane, BUSY, SEQ_STEP};
+use crate::epoch::{Domain, Lane};
+use crate::error::{Errno, Result};
 use crate::hooks::Hooks;
-use crate::index::pool::Object;
-use crate::index::pool::{Pool, LINE};
-use crate::index::{object_of, Editor, Stamp};
+use crate::index::object_of;
+use crate::index::pool::Pool;
+use crate::journal::Entry;
 use crate::kvm::{Backend, OutOfStep};
-use crate::slot::{Errno, Limits, Memslot, Region, Result};
-use crate::snapshot::{Published, Record, Space};
+use crate::lock::UpdateLock;
+use crate::presence::{Presence, Readers};
+use crate::published::{publications_between, Current, Numbers};
+use crate::slot::{Limits, Memslot, Region};
+use crate::snapshot::{Published, PublishedRef, Record, Space};
 use crate::trace::{Op, Trace};
+use crate::working_copy::{Publication, Store, WorkingCopy};
 use crossbeam_epoch::LocalHandle;
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
-use std::sync::atomic::{fence, AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::atomic::{fence, AtomicU64, AtomicUsize, Ordering};
+use std::sync::Mutex;
 
-/// Bytes of the calling thread's identity: a number that no other living thread has.
-pub(crate) fn this_thread() -> usize {
-    // SAFETY: pthread_self() has no conditions.
-    unsafe { libc::pthread_self() as usize }
-}
-
-/// Whether a reader is in a read-side section, and whose. On a line of its own, written by that reader alone.
-#[repr(align(64))]
-pub(crate) struct Presence {
-    /// The thread that opened the section, or 0.
-    thread: AtomicUsize,
-    /// The publication that was current then.
-    since: AtomicU64,
-}
-
-impl Presence {
-    pub(crate) fn new() -> Self {
-        Presence { thread: AtomicUsize::new(0), since: AtomicU64::new(0) }
-    }
-
-    #[inline(always)]
-    pub(crate) fn begin(&self, seq: u64) {
-        self.since.store(seq, Ordering::Relaxed);
-        self.thread.store(this_thread(), Ordering::Relaxed);
-    }
-
-    #[inline(always)]
-    pub(crate) fn end(&self) {
-        self.thread.store(0, Ordering::Relaxed);
-    }
-}
-
-/// The readers of a table, by their presence. The pointers are alive: a reader takes its own out before it goes.
-struct Registry(Vec<NonNull<Presence>>);
-
-// SAFETY: what is pointed to is atomics.
-unsafe impl Send for Registry {}
+/// Bytes of garbage from which on every update helps the epoch on.
+const MUCH_GARBAGE: usize = 1 << 20;
 
 /// A participant that whoever waits for readers without the update lock uses in turn.
 struct Waiter(LocalHandle);
 
 // SAFETY: as for `Lane`: no tie to a thread, and a mutex around it.
 unsafe impl Send for Waiter {}
-
-/// Bytes of garbage from which on every update helps the epoch on.
-const MUCH_GARBAGE: usize = 1 << 20;
 
 /// Where the table stands, for whoever looks without the update lock: as the last update left it, or as it is while an
 /// update waits for readers. Each figure is right; together they may be of two updates.
@@ -87,19 +53,20 @@ pub(crate) struct Figures {
     pub(crate) out_of_step: AtomicU64,
 }
 
-/// What the update lock protects.
+/// What the update lock protects, beside the store that working copies use.
 pub(crate) struct Writer {
-    pub(crate) pool: Pool,
     pub(crate) lane: Lane,
-    /// The next update's stamp, never used before.
-    pub(crate) next_stamp: u64,
-    /// What the running update has replaced; its memory is kept from one update to the next.
-    pub(crate) replaced: Vec<Object>,
-    pub(crate) journal: Vec<crate::transaction::Staged>,
+    pub(crate) numbers: Numbers,
     pub(crate) publications: u64,
+    /// The memory of the last update's journal.
+    pub(crate) entries: Vec<Entry>,
     pub(crate) backend: Option<Backend>,
     pub(crate) out_of_step: Option<OutOfStep>,
     pub(crate) trace: Option<Trace>,
+    /// Whether an update panicked half-way: what it had changed nobody knows, and there is no other after it.
+    poisoned: bool,
+    /// A state without slots, made beforehand so that a table can end without memory. None once it is published.
+    last_state: Option<NonNull<Published>>,
 }
 
 /// See the head of this file. What readers load comes first; what updates store has lines of its own.
@@ -111,25 +78,21 @@ pub(crate) struct Shared {
     /// Bytes of garbage past which an update waits for readers; 0: none.
     pub(crate) max_garbage: usize,
     pub(crate) hooks: Option<Box<dyn Hooks>>,
-    /// The process that made the table. In a forked child the other threads are gone, with what they held.
-    pid: u32,
     /// Stored to by updates, as is all that follows.
     pub(crate) figures: Figures,
     pub(crate) domain: Domain,
-    writer: Mutex<Writer>,
-    /// The thread that holds the update lock, or 0.
-    updating: AtomicUsize,
-    /// Whether it is waiting for readers.
-    waiting: AtomicBool,
-    /// Owners: the table and its readers. See [`Owner`].
+    lock: UpdateLock,
+    writer: UnsafeCell<Writer>,
+    pub(crate) store: UnsafeCell<Store>,
+    /// Owners: the table, its readers and its transactions. See [`Owner`].
     owners: AtomicUsize,
-    present: Mutex<Registry>,
+    pub(crate) readers: Readers,
     /// None once the table is gone.
     waiter: Mutex<Option<Waiter>>,
 }
 
-// SAFETY: the raw pointers inside (current publication, ripe bags) lead to objects that are only changed under the update
-// lock and only freed when no reader is left; see `epoch.rs`. Everything else is Send and Sync by itself.
+// SAFETY: the writer and the store are touched by the update lock's holder only; raw pointers in there and in the current
+// publication lead to objects that change only under that lock, and are freed only when no reader is left (`epoch.rs`).
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -166,6 +129,15 @@ impl Owner {
     pub(crate) fn is_last(&self) -> bool {
         self.owners.load(Ordering::Acquire) == 1
     }
+
+    /// The update lock, which keeps what is shared alive on its own.
+    pub(crate) fn into_update(self) -> Result<Updating<'static>> {
+        // SAFETY: alive while it has an owner, and this one goes with the lock, after everything that looks through it.
+        let shared: &'static Shared = unsafe { self.0.as_ref() };
+        let mut lock = shared.update()?;
+        lock.owner = Some(self);
+        Ok(lock)
+    }
 }
 
 impl std::ops::Deref for Owner {
@@ -198,48 +170,53 @@ impl Drop for Owner {
     }
 }
 
-/// The first publication number of the next table. Tables are far apart, so that a cache that is used with the wrong table
-/// does not hit.
-static NEXT_SEQ: AtomicU64 = AtomicU64::new(SEQ_STEP);
-const SEQS_PER_TABLE: u64 = SEQ_STEP << 40;
-
 impl Shared {
     pub(crate) fn new(limits: Limits, sync: bool, max_garbage: usize, hooks: Option<Box<dyn Hooks>>) -> Result<Shared> {
-        let mut pool = Pool::new();
-        pool.reserve(Published::lines(limits.nr_address_spaces) * LINE)?;
-        let mut editor = Editor { pool: &mut pool, stamp: Stamp(0), replaced: None };
-        let mut root = Published::create(&mut editor, limits.nr_address_spaces);
-        // SAFETY: fresh, and nobody else's.
-        unsafe { root.as_mut() }.seq = NEXT_SEQ.fetch_add(SEQS_PER_TABLE, Ordering::Relaxed) % BUSY;
+        let mut store = Store::new();
+        let root = store.empty_root(limits.nr_address_spaces)?;
+        let last_state = match store.empty_root(limits.nr_address_spaces) {
+            Ok(state) => state,
+            Err(errno) => {
+                store.pool.expect_leaks();
+                return Err(errno);
+            }
+        };
         let domain = Domain::new();
-        let lane = Lane::new(&domain)?;
+        let lane = match Lane::new(&domain) {
+            Ok(lane) => lane,
+            Err(errno) => {
+                store.pool.expect_leaks();
+                return Err(errno);
+            }
+        };
         let waiter = Waiter(domain.register());
+        let mut numbers = Numbers::new();
+        let current = Current::new(root, &mut numbers);
         let writer = Writer {
-            pool,
             lane,
-            next_stamp: 1,
-            replaced: Vec::new(),
-            journal: Vec::new(),
+            numbers,
             publications: 0,
+            entries: Vec::new(),
             backend: None,
             out_of_step: None,
             trace: None,
+            poisoned: false,
+            last_state: Some(last_state),
         };
         let shared = Shared {
-            current: Current::new(root),
+            current,
             limits,
             sync,
             max_garbage,
             hooks,
-            domain,
             figures: Figures::default(),
-            present: Mutex::new(Registry(Vec::new())),
-            waiter: Mutex::new(Some(waiter)),
-            writer: Mutex::new(writer),
-            updating: AtomicUsize::new(0),
-            waiting: AtomicBool::new(false),
+            domain,
+            lock: UpdateLock::new(),
+            writer: UnsafeCell::new(writer),
+            store: UnsafeCell::new(store),
             owners: AtomicUsize::new(1),
-            pid: std::process::id(),
+            readers: Readers::new(),
+            waiter: Mutex::new(Some(waiter)),
         };
         shared.update()?;
         Ok(shared)
@@ -251,155 +228,148 @@ impl Shared {
     /// thread's; `ENOTRECOVERABLE` after a panic inside an update.
     #[inline(always)]
     pub(crate) fn update(&self) -> Result<Updating<'_>> {
-        if self.is_updating() {
-            return Err(Errno::EDEADLK);
+        self.lock.lock(|| self.readers.in_section())?;
+        let mut lock = Updating { shared: self, in_step: false, thread: PhantomData, owner: None };
+        match lock.writer().poisoned {
+            true => Err(Errno::ENOTRECOVERABLE),
+            false => Ok(lock),
         }
-        let writer = match self.writer.try_lock() {
-            Ok(writer) => writer,
-            Err(TryLockError::Poisoned(_)) => return Err(Errno::ENOTRECOVERABLE),
-            Err(TryLockError::WouldBlock) => self.lock_contended()?,
-        };
-        self.updating.store(this_thread(), Ordering::Relaxed);
-        Ok(Updating { shared: self, writer: ManuallyDrop::new(writer), in_step: false })
     }
 
     /// Whether this thread holds the update lock.
     pub(crate) fn is_updating(&self) -> bool {
-        self.updating.load(Ordering::Relaxed) == this_thread()
-    }
-
-    #[cold]
-    fn lock_contended(&self) -> Result<MutexGuard<'_, Writer>> {
-        if !self.in_section() {
-            return self.writer.lock().map_err(|_| Errno::ENOTRECOVERABLE);
-        }
-        // This thread is in a section. Should the holder be waiting for that, neither would ever go on.
-        loop {
-            match self.writer.try_lock() {
-                Ok(writer) => return Ok(writer),
-                Err(TryLockError::Poisoned(_)) => return Err(Errno::ENOTRECOVERABLE),
-                Err(TryLockError::WouldBlock) if self.waiting.load(Ordering::Acquire) => return Err(Errno::EDEADLK),
-                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
-            }
-        }
-    }
-
-    /// Whether this is a child that the table's process forked. It may only free.
-    pub(crate) fn is_forked(&self) -> bool {
-        std::process::id() != self.pid
+        self.lock.is_mine()
     }
 
     // ---- who is reading ----
 
-    fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.present.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Adds a reader. `presence` stays where it is until `leave`.
+    /// Adds a reader. `presence` stays where it is until it leaves.
     pub(crate) fn join(&self, presence: NonNull<Presence>) -> Result<LocalHandle> {
-        let mut registry = self.registry();
-        registry.0.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
-        registry.0.push(presence);
+        self.readers.join(presence)?;
         Ok(self.domain.register())
-    }
-
-    pub(crate) fn leave(&self, presence: NonNull<Presence>) {
-        if self.is_forked() {
-            // The lock may have been held when the process forked; and nobody looks at the registry any more.
-            return;
-        }
-        self.registry().0.retain(|other| *other != presence);
-    }
-
-    /// Whether this thread has a section open.
-    pub(crate) fn in_section(&self) -> bool {
-        let me = this_thread();
-        // SAFETY: in the registry, so alive.
-        self.registry().0.iter().any(|p| unsafe { p.as_ref() }.thread.load(Ordering::Relaxed) == me)
     }
 
     /// Readers, open sections, and how many publications ago the oldest of these began.
     pub(crate) fn presences(&self) -> (usize, usize, u64) {
-        let now = settled(self.current.seq.load(Ordering::Acquire));
-        let registry = self.registry();
-        // SAFETY: in the registry, so alive.
-        let open =
-            || registry.0.iter().map(|p| unsafe { p.as_ref() }).filter(|p| p.thread.load(Ordering::Relaxed) != 0);
-        let lag = open().map(|p| now.saturating_sub(settled(p.since.load(Ordering::Relaxed))) / SEQ_STEP).max();
-        (registry.0.len(), open().count(), lag.unwrap_or(0))
+        let census = self.readers.census();
+        let now = self.current.seq.load(Ordering::Acquire);
+        let lag = census.oldest.map_or(0, |since| publications_between(since, now));
+        (census.readers, census.open_sections, lag)
     }
 
     /// A grace period without the update lock. The caller is in no section of its own.
     pub(crate) fn wait_for_readers(&self) {
+        let _no_cancel = NoCancel::begin();
         let waiter = self.waiter.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let waiter = waiter.as_ref().expect("there while the table is");
         self.domain.wait_for_readers(&waiter.0);
     }
 }
 
-/// The update lock, held.
+/// The update lock, held. Belongs to the thread that took it.
 pub(crate) struct Updating<'a> {
     pub(crate) shared: &'a Shared,
-    pub(crate) writer: ManuallyDrop<MutexGuard<'a, Writer>>,
     /// Whether something is being changed, or a hook runs: a panic now leaves nobody knows what, and poisons the table.
     pub(crate) in_step: bool,
+    thread: PhantomData<*const ()>,
+    /// Keeps `shared` alive where the lock outlives its table.
+    owner: Option<Owner>,
 }
 
 impl<'a> Updating<'a> {
-    /// The state that is current. It stays alive while the lock is held.
-    pub(crate) fn current(&self) -> NonNull<Published> {
-        self.shared.current.root()
+    #[inline(always)]
+    pub(crate) fn writer(&mut self) -> &mut Writer {
+        // SAFETY: the update lock is held, and `&mut self` says that nobody else looks through it.
+        unsafe { &mut *self.shared.writer.get() }
     }
 
-    /// What requests are held against: a state that lives at least as long as the lock.
-    pub(crate) fn rules(&self, state: NonNull<Published>) -> Rules<'a> {
-        // SAFETY: the caller gives the current state or its working copy, which the lock keeps alive.
-        Rules { limits: &self.shared.limits, state: unsafe { state.as_ref() } }
+    fn pool(&mut self) -> &mut Pool {
+        // SAFETY: as above; no function of a working copy runs meanwhile.
+        unsafe { &mut (*self.shared.store.get()).pool }
+    }
+
+    /// Gives the lock to the calling thread, where the one that took it will never come back.
+    pub(crate) fn take_over(&self) {
+        self.shared.lock.take_over();
+    }
+
+    /// The state that is current. It stays alive while the lock is held.
+    pub(crate) fn current(&self) -> PublishedRef<'_> {
+        // SAFETY: only the lock's holder retires it, and frees nothing before the lock is given back or drained.
+        unsafe { PublishedRef::new(self.shared.current.root()) }
+    }
+
+    /// A copy of the current state.
+    #[inline(always)]
+    pub(crate) fn begin_copy(&self) -> Result<WorkingCopy> {
+        // SAFETY: the lock is held, by whoever has the copy; both are of this table.
+        unsafe { WorkingCopy::begin(&self.shared.store, self.shared.current.root()) }
+    }
+
+    /// A slot of the current state, of a working copy, or of what was retired: nothing of it is freed before a drain.
+    pub(crate) fn slot(&self, record: NonNull<Record>) -> &Memslot {
+        // SAFETY: draining takes the lock as mutable; a working copy frees only records that it has let go of.
+        unsafe { &record.as_ref().slot }
+    }
+
+    /// Keeps the memory of a list that is not needed any more for the next working copy.
+    pub(crate) fn recycle(&mut self, publication: Publication) {
+        // SAFETY: the lock is held, and no function of a working copy runs meanwhile.
+        WorkingCopy::recycle(unsafe { &mut *self.shared.store.get() }, publication.replaced);
+    }
+
+    /// What requests are held against.
+    pub(crate) fn rules<'s>(&'s self, state: PublishedRef<'s>) -> Rules<'s> {
+        Rules { limits: &self.shared.limits, state }
     }
 
     /// Whether an update returns only when no reader is left with what was before: it always does so, or there is too
     /// much garbage.
-    pub(crate) fn waits(&self) -> bool {
+    pub(crate) fn waits(&mut self) -> bool {
         let limit = self.shared.max_garbage;
-        self.shared.sync || limit > 0 && self.writer.lane.garbage().0 > limit
+        self.shared.sync || limit > 0 && self.writer().lane.garbage().0 > limit
     }
 
-    /// Writes a line where a trace is on.
+    /// Writes a line where a trace is on, and this is the process that began it.
     pub(crate) fn trace(&mut self, op: Op, named: impl FnOnce() -> Region, result: Result<()>) {
-        let current = self.current();
-        let Some(trace) = &mut self.writer.trace else { return };
+        if self.writer().trace.is_none() || self.shared.readers.is_forked() {
+            return;
+        }
+        let _no_cancel = NoCancel::begin();
         let region = named();
-        // SAFETY: the current publication is alive under the update lock.
-        let space = unsafe { current.as_ref() }.space(region.as_id());
-        trace.line(space.map_or(0, |space| space.generation), op, &region, result);
+        let generation = self.current().space(region.as_id()).map_or(0, |space| space.generation);
+        if let Some(trace) = &mut self.writer().trace {
+            trace.line(generation, op, &region, result);
+        }
     }
 
     /// Notes where the table stands.
-    fn note_figures(&self) {
-        let (writer, figures) = (&**self.writer, &self.shared.figures);
-        let (garbage_bytes, garbage_objects) = writer.lane.garbage();
-        // SAFETY: the current publication is alive under the update lock.
-        let spaces = unsafe { self.shared.current.root().as_ref() }.spaces();
+    fn note_figures(&mut self) {
+        let figures = &self.shared.figures;
         let note = |figure: &AtomicU64, now: u64| figure.store(now, Ordering::Relaxed);
-        note(&figures.publications, writer.publications);
         let add = |(slots, npages), space: &Space| (slots + space.count as u64, npages + space.npages);
-        let (slots, npages) = spaces.iter().fold((0, 0), add);
+        let (slots, npages) = self.current().spaces().iter().fold((0, 0), add);
         note(&figures.slots, slots);
         note(&figures.npages, npages);
-        note(&figures.index_bytes, writer.pool.used() as u64);
-        note(&figures.pool_bytes, writer.pool.held() as u64);
+        note(&figures.index_bytes, self.pool().used() as u64);
+        note(&figures.pool_bytes, self.pool().held() as u64);
+        let writer = self.writer();
+        let (garbage_bytes, garbage_objects) = writer.lane.garbage();
+        note(&figures.publications, writer.publications);
         note(&figures.garbage_bytes, garbage_bytes as u64);
         note(&figures.garbage_objects, garbage_objects as u64);
         note(&figures.releases_due, writer.lane.releases_due() as u64);
         note(&figures.out_of_step, writer.out_of_step.map_or(0, |out| out.count));
     }
 
-    /// Waits until no section is left that was open at the call.
+    /// A grace period: returns when no section is left that was open at the call.
     pub(crate) fn wait_for_readers(&mut self) {
+        let _no_cancel = NoCancel::begin();
         self.note_figures();
-        self.shared.waiting.store(true, Ordering::Release);
-        self.writer.lane.wait_for_readers(&self.shared.domain);
-        self.shared.waiting.store(false, Ordering::Release);
+        let shared = self.shared;
+        shared.lock.begin_waiting();
+        self.writer().lane.wait_for_readers(&shared.domain);
+        shared.lock.end_waiting();
     }
 
     /// Gives garbage to the collector (all of it with `now`) and frees what is ripe. Gives the releases run.
@@ -412,27 +382,28 @@ impl<'a> Updating<'a> {
     /// but not where a hook has left a section of this thread open, which would be for ever.
     #[inline(always)]
     pub(crate) fn settle(&mut self, wait: bool) {
-        let owed = self.writer.lane.releases_pending() > 0;
+        let owed = self.writer().lane.releases_pending() > 0;
         self.seal(owed || wait);
-        if wait && !self.shared.in_section() {
+        if wait && !self.shared.readers.in_section() {
             self.wait_for_readers();
-        } else if self.writer.lane.garbage().0 > MUCH_GARBAGE {
-            self.writer.lane.advance();
+        } else if self.writer().lane.garbage().0 > MUCH_GARBAGE {
+            self.writer().lane.advance();
         }
     }
 
     /// Gives garbage to the collector: all of it with `now`.
     #[inline(always)]
     fn seal(&mut self, now: bool) {
-        let writer = &mut **self.writer;
+        let shared = self.shared;
         // Without memory for a bag the garbage stays where it is, for the next time.
-        let _ = writer.lane.seal(&self.shared.domain, now);
+        let _ = self.writer().lane.seal(&shared.domain, now);
     }
 
     /// Frees what is ripe. Gives the releases run. Most updates find nothing.
     #[inline(always)]
     pub(crate) fn drain(&mut self) -> usize {
-        match self.shared.domain.has_ripe() {
+        let shared = self.shared;
+        match self.writer().lane.has_ripe(&shared.domain) {
             true => self.drain_ripe(),
             false => 0,
         }
@@ -440,16 +411,13 @@ impl<'a> Updating<'a> {
 
     #[inline(never)]
     fn drain_ripe(&mut self) -> usize {
-        let hooks = self.shared.hooks.as_deref();
-        let writer = &mut **self.writer;
-        let mut release = |gone: &Memslot| {
-            if let Some(hooks) = hooks {
-                hooks.release(gone);
-            }
-        };
-        // A release that panics leaves others undone, and nobody knows which.
+        let _no_cancel = NoCancel::begin();
+        let shared = self.shared;
+        // A release that panics leaves others undone until the table ends.
         let was_in_step = std::mem::replace(&mut self.in_step, true);
-        let released = writer.lane.drain(&self.shared.domain, &mut writer.pool, &mut release);
+        // SAFETY: the lock is held; lane and pool are apart.
+        let (lane, pool) = unsafe { (&mut (*shared.writer.get()).lane, &mut (*shared.store.get()).pool) };
+        let released = lane.drain(&shared.domain, pool, &mut |gone| shared.release(gone));
         self.in_step = was_in_step;
         released
     }
@@ -458,54 +426,104 @@ impl<'a> Updating<'a> {
 impl Drop for Updating<'_> {
     fn drop(&mut self) {
         self.note_figures();
-        self.shared.updating.store(0, Ordering::Relaxed);
-        self.shared.waiting.store(false, Ordering::Release);
-        // SAFETY: not used afterwards.
-        unsafe { ManuallyDrop::drop(&mut self.writer) };
-        if std::thread::panicking() && !self.in_step {
-            // The panic is the caller's own, between two calls: all is whole.
-            self.shared.writer.clear_poison();
+        if self.in_step && std::thread::panicking() {
+            self.writer().poisoned = true;
         }
+        self.shared.lock.unlock();
     }
 }
 
+// ---- the end ----
+
 impl Shared {
-    /// The last of the table and its readers is gone: everything goes, and every release still owed is run. By pointer, since
-    /// releases look in here, as does what the collector runs at its end: there is no `&mut Shared` before all of that is over.
+    fn release(&self, gone: &Memslot) {
+        if let Some(hooks) = &self.hooks {
+            hooks.release(gone);
+        }
+    }
+
+    /// Ends the table where readers are left: takes every slot away, waits until nobody can see one, and runs every release
+    /// that is owed. Needs no memory. No section is this thread's.
+    pub(crate) fn close(&self) {
+        let _no_cancel = NoCancel::begin();
+        match self.lock.lock(|| false) {
+            Ok(()) => {}
+            // Inside an update of this thread's: what is left goes with the last owner.
+            Err(_) => return,
+        }
+        // A table that is poisoned ends as any other: what readers see is whole.
+        let mut lock = Updating { shared: self, in_step: true, thread: PhantomData, owner: None };
+        let old = self.current.root();
+        let writer = lock.writer();
+        let Some(last) = writer.last_state.take() else { return };
+        writer.backend = None;
+        let poisoned = writer.poisoned;
+        self.publish_last(last, &mut writer.numbers);
+        writer.publications += 1;
+        lock.seal(true);
+        lock.wait_for_readers();
+        lock.drain();
+        // SAFETY: the lock is held; lane and pool are apart. No reader is left in what was retired, or in the old state.
+        unsafe {
+            let pool = &mut (*self.store.get()).pool;
+            (*self.writer.get()).lane.free_pending(pool, &mut |gone| self.release(gone));
+            free_publication(old, pool, &mut |gone| self.release(gone));
+            if poisoned {
+                pool.expect_leaks();
+            }
+        }
+        lock.in_step = false;
+    }
+
+    /// Each address space's generation moves on, where it had a slot.
+    fn publish_last(&self, last: NonNull<Published>, numbers: &mut Numbers) {
+        // SAFETY: the caller holds the update lock; nobody has seen the last state.
+        let (old, new) = unsafe { (PublishedRef::new(self.current.root()), Published::spaces_mut(last)) };
+        for (old, new) in old.spaces().iter().zip(new) {
+            let step = if old.count > 0 { self.limits.nr_address_spaces as u64 } else { 0 };
+            new.generation = old.generation + step;
+        }
+        self.current.publish(last, numbers);
+    }
+
+    /// The last of the table, its readers and its transactions is gone: everything goes, and every release still owed is run.
+    /// By pointer, since releases look in here, as does what the collector runs at its end: there is no `&mut Shared` before
+    /// all of that is over. In a forked child no hook is called: what they know of is the parent's.
     ///
     /// # Safety
     /// `this` is alive, and dropped next. Nobody else uses it, but for releases.
     unsafe fn end(this: NonNull<Shared>) {
-        // SAFETY: alive. Only fields that nobody refers to meanwhile are borrowed as mutable.
-        let (hooks, waiter, writer, domain) = unsafe {
-            let this = this.as_ptr();
-            (&(*this).hooks, &mut (*this).waiter, &mut (*this).writer, &raw mut (*this).domain)
-        };
+        let _no_cancel = NoCancel::begin();
         // SAFETY: alive.
         let shared = || unsafe { this.as_ref() };
+        let forked = shared().readers.is_forked();
         // By another thread when the process forked, or by a transaction that was forgotten.
-        let locked = shared().updating.load(Ordering::Relaxed) != 0;
+        let held = shared().lock.is_held();
         // A release that calls back in is refused, as any hook is.
-        shared().updating.store(this_thread(), Ordering::Relaxed);
+        shared().lock.take_over();
+        *shared().waiter.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        // SAFETY: alive, and nobody else's; what is borrowed as mutable is in cells, and apart.
+        let (writer, pool) = unsafe { (&mut *shared().writer.get(), &mut (*shared().store.get()).pool) };
+        // SAFETY: all other participants are gone.
+        unsafe { writer.lane.leave(&raw mut (*this.as_ptr()).domain) };
+        if held && forked {
+            // Another thread may have been in the middle of an update when the process forked. The memory goes, unlooked at.
+            return pool.expect_leaks();
+        }
         let mut release = |gone: &Memslot| {
-            if let Some(hooks) = hooks {
-                hooks.release(gone);
+            if !forked {
+                shared().release(gone);
             }
         };
-        *waiter.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
-        let poisoned = writer.is_poisoned();
-        let writer = writer.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // SAFETY: all other participants are gone.
-        unsafe { writer.lane.leave(domain) };
-        if locked && shared().is_forked() {
-            // Another thread was in the middle of an update when the process forked. The memory goes, unlooked at.
-            return writer.pool.expect_leaks();
-        }
-        writer.lane.free_all(&shared().domain, &mut writer.pool, &mut release);
+        writer.lane.free_all(&shared().domain, pool, &mut release);
         // SAFETY: nobody reads or updates any more.
-        unsafe { free_publication(shared().current.root(), &mut writer.pool, &mut release) };
-        if poisoned || locked {
-            writer.pool.expect_leaks();
+        unsafe { free_publication(shared().current.root(), pool, &mut release) };
+        if let Some(last) = writer.last_state.take() {
+            // SAFETY: never published.
+            unsafe { free_publication(last, pool, &mut release) };
+        }
+        if writer.poisoned || held {
+            pool.expect_leaks();
         }
     }
 }
@@ -516,7 +534,7 @@ impl Shared {
 /// Nobody can see it.
 unsafe fn free_publication(root: NonNull<Published>, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) {
     // SAFETY: alive until freed at the end.
-    let published = unsafe { root.as_ref() };
+    let published = unsafe { PublishedRef::new(root) };
     for space in published.spaces() {
         // SAFETY: the nodes are freed after the walk; words of the gfn tree are records, each of them there once.
         unsafe {
@@ -530,25 +548,4 @@ unsafe fn free_publication(root: NonNull<Published>, pool: &mut Pool, release: &
     }
     // SAFETY: not used any more.
     unsafe { pool.free(object_of(root.cast())) };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Config, Gfn, Memslots};
-    use std::ptr::null_mut;
-
-    #[test]
-    fn numbers_never_reach_the_marks_above_them() {
-        for first in [BUSY, 2 * BUSY, 0].map(|end| end.wrapping_sub(SEQS_PER_TABLE)) {
-            NEXT_SEQ.store(first, Ordering::Relaxed);
-            for _ in 0..3 {
-                let table = Memslots::new(Config::default()).unwrap();
-                let reader = table.reader().unwrap();
-                table.set_region(&Region { memory_size: 4096, ..Region::default() }, null_mut()).unwrap();
-                assert!(reader.lock().find_gfn(0, Gfn(0)).is_some());
-                assert!(reader.last_used(0, Gfn(0)).is_none(), "found outside of a section");
-            }
-        }
-    }
 }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The vocabulary: what a memslot is, what a request for one looks like, flags, limits and errors.
+//! The vocabulary: what a memslot is, what a request for one looks like, flags and limits.
 //!
-//! May know nothing but these words. Everything else in the crate is built on this file.
+//! Knows nothing but these words. Everything else in the crate is built on them.
 
 use std::ffi::c_void;
-use std::fmt;
 
 /// A guest frame number: a guest physical address in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -189,78 +188,3 @@ impl Limits {
         Gfn(1 << (self.gpa_bits - self.page_shift))
     }
 }
-
-/// An error number of the kernel's, positive. The C functions return it negated.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Errno(pub i32);
-
-/// `Result` with an [`Errno`].
-pub type Result<T, E = Errno> = std::result::Result<T, E>;
-
-macro_rules! errnos {
-    ($($name:ident),* $(,)?) => {
-        impl Errno {
-            $(#[doc = concat!("`", stringify!($name), "`.")]
-              pub const $name: Errno = Errno(libc::$name);)*
-
-            fn name(self) -> Option<&'static str> {
-                match self.0 {
-                    $(libc::$name => Some(stringify!($name)),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-errnos!(
-    EPERM,
-    ENOENT,
-    EINTR,
-    EIO,
-    E2BIG,
-    EBADF,
-    EAGAIN,
-    ENOMEM,
-    EFAULT,
-    EBUSY,
-    EEXIST,
-    EINVAL,
-    ENOTTY,
-    ENOSPC,
-    EROFS,
-    ERANGE,
-    EDEADLK,
-    ENOTRECOVERABLE,
-    ENXIO,
-    EPIPE,
-);
-
-impl Errno {
-    /// The calling thread's `errno`.
-    pub fn last() -> Errno {
-        Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
-    }
-
-    /// As the C functions return it.
-    pub fn negated(self) -> i32 {
-        -self.0
-    }
-}
-
-impl fmt::Debug for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.name() {
-            Some(name) => f.write_str(name),
-            None => write!(f, "errno {}", self.0),
-        }
-    }
-}
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&std::io::Error::from_raw_os_error(self.0), f)
-    }
-}
-
-impl std::error::Error for Errno {}

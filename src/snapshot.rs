@@ -10,8 +10,9 @@ use crate::index::pool::{lines_of, Object, Pool, LINE};
 use crate::index::range_tree::{Cursor, RangeTree};
 use crate::index::{Editor, Head, Stamp};
 use crate::slot::{Gfn, Memslot};
+use std::marker::PhantomData;
 use std::mem::size_of;
-use std::ptr::NonNull;
+use std::ptr::{without_provenance_mut, NonNull};
 
 /// A slot as the table keeps it: at one address while any reader may hold it. One cache line. The slot stands first, so that
 /// what an index leads to is what a reader gets.
@@ -77,7 +78,7 @@ pub(crate) struct Published {
 /// The hva tree's part of a slot: pages of host memory, under the slot's id.
 fn hva_entry(slot: &Memslot, page_shift: u32) -> Entry {
     let start = slot.userspace_addr >> page_shift;
-    Entry { start, last: start + slot.npages - 1, word: slot.id as usize as *mut u8 }
+    Entry { start, last: start + slot.npages - 1, word: without_provenance_mut(slot.id as usize) }
 }
 
 fn gfn_entry(record: NonNull<Record>) -> Entry {
@@ -150,7 +151,7 @@ impl Space {
             return None;
         }
         // SAFETY: the caller's promise.
-        unsafe { self.find_id(pair.word as usize as u16) }
+        unsafe { self.find_id(pair.word.addr() as u16) }
     }
 
     /// The lowest id that no slot has.
@@ -338,6 +339,26 @@ impl Space {
         }
     }
 
+    /// Calls `visit` for every slot, by gfn. The space is part of a [`PublishedRef`].
+    pub(crate) fn for_each_slot<'a>(&'a self, mut visit: impl FnMut(&'a Memslot)) {
+        // SAFETY: the publication is alive, and with it its nodes and records.
+        unsafe {
+            let mut walk = self.walk();
+            while let Some(record) = walk.next() {
+                visit(&(*record.cast::<Record>()).slot);
+            }
+        }
+    }
+
+    /// Calls `visit` for every record, by id, passing by those below nodes for which `stop` says so.
+    ///
+    /// # Safety
+    /// The space is alive; `visit` may free the record.
+    pub(crate) unsafe fn for_each_record(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Record>)) {
+        // SAFETY: the caller's promise; words of the id table are records.
+        unsafe { self.ids.for_each_word(stop, &mut |word| visit(word.cast())) };
+    }
+
     /// Calls `visit` for every node of every index, children first, passing by the subtrees for which `stop` says so.
     ///
     /// # Safety
@@ -361,11 +382,11 @@ impl Published {
     /// A publication with empty spaces, in memory that the caller has reserved.
     pub(crate) fn create(editor: &mut Editor, nr_spaces: u32) -> NonNull<Published> {
         let lines = Self::lines(nr_spaces);
-        let mut new = editor.pool.alloc(lines).cast::<Published>();
+        let new = editor.pool.alloc(lines).cast::<Published>();
         // SAFETY: fresh memory of that many lines; the spaces behind the header are written before anyone looks.
         unsafe {
             new.write(Published { head: Head::new(editor.stamp, lines, 0, 0), seq: 0, nr_spaces });
-            let first = new.as_mut().spaces_ptr();
+            let first = new.add(1).cast::<Space>();
             for as_id in 0..nr_spaces as usize {
                 first.add(as_id).write(Space::empty(as_id as u64));
             }
@@ -374,40 +395,115 @@ impl Published {
     }
 
     /// A copy of `base`, to be changed and published, in memory that the caller has reserved.
-    pub(crate) fn copy_of(editor: &mut Editor, base: &Published) -> NonNull<Published> {
-        let lines = base.head.lines as usize;
+    pub(crate) fn copy_of(editor: &mut Editor, base: PublishedRef) -> NonNull<Published> {
+        let lines = base.head().lines as usize;
         let new = editor.pool.alloc(lines).cast::<Published>();
-        // SAFETY: fresh memory of the base's size; the stamp is written anew.
+        // SAFETY: fresh memory of the base's size, all of which its pointer covers; the stamp is written anew.
         unsafe {
-            new.cast::<u8>().copy_from_nonoverlapping(NonNull::from(base).cast(), lines * LINE);
+            new.cast::<u8>().copy_from_nonoverlapping(base.published.cast(), lines * LINE);
             (*new.as_ptr()).head.stamp = editor.stamp;
         }
         new
     }
 
-    fn spaces_ptr(&self) -> *mut Space {
-        (self as *const Published).wrapping_add(1) as *mut Space
+    /// The spaces of a publication that is being made.
+    ///
+    /// # Safety
+    /// As [`PublishedRef::new`], but that the spaces change through this and are not reached in another way during `'a`.
+    pub(crate) unsafe fn spaces_mut<'a>(new: NonNull<Published>) -> &'a mut [Space] {
+        // SAFETY: create() has written that many behind the header; the caller's promise.
+        unsafe {
+            let nr_spaces = (*new.as_ptr()).nr_spaces as usize;
+            std::slice::from_raw_parts_mut(new.add(1).cast().as_ptr(), nr_spaces)
+        }
     }
+}
 
-    pub(crate) fn spaces(&self) -> &[Space] {
-        self.head.check();
-        // SAFETY: create() has written that many behind the header.
-        unsafe { std::slice::from_raw_parts(self.spaces_ptr(), self.nr_spaces as usize) }
-    }
+/// A publication to look at, while it is alive and does not change.
+///
+/// The spaces follow the header in memory, and a `&Published` covers the header only: what is derived from that may not go
+/// on to them. This keeps the pointer that covers both.
+#[derive(Clone, Copy)]
+pub(crate) struct PublishedRef<'a> {
+    published: NonNull<Published>,
+    lives: PhantomData<&'a Published>,
+}
 
-    pub(crate) fn spaces_mut(&mut self) -> &mut [Space] {
-        // SAFETY: as above; `&mut self` says that it is not published yet.
-        unsafe { std::slice::from_raw_parts_mut(self.spaces_ptr(), self.nr_spaces as usize) }
+impl<'a> PublishedRef<'a> {
+    /// # Safety
+    /// The publication is alive and its spaces do not change during `'a`, and the pointer is the one that `Published` has
+    /// made or a copy of it, not one that was derived from a reference.
+    #[inline(always)]
+    pub(crate) unsafe fn new(published: NonNull<Published>) -> Self {
+        PublishedRef { published, lives: PhantomData }
     }
 
     #[inline(always)]
-    pub(crate) fn space(&self, as_id: u16) -> Option<&Space> {
-        self.head.check();
-        if as_id as u32 >= self.nr_spaces {
+    fn head(self) -> &'a Head {
+        // SAFETY: alive; nothing that lies behind the head is reached from here.
+        unsafe { &(*self.published.as_ptr()).head }
+    }
+
+    /// Bytes of its root, with the spaces in it.
+    pub(crate) fn bytes(self) -> usize {
+        self.head().lines as usize * LINE
+    }
+
+    /// Its number.
+    #[inline(always)]
+    pub(crate) fn seq(self) -> u64 {
+        // SAFETY: alive.
+        unsafe { (*self.published.as_ptr()).seq }
+    }
+
+    #[inline(always)]
+    fn nr_spaces(self) -> u32 {
+        // SAFETY: alive.
+        unsafe { (*self.published.as_ptr()).nr_spaces }
+    }
+
+    pub(crate) fn spaces(self) -> &'a [Space] {
+        self.head().check();
+        // SAFETY: create() has written that many behind the header, and they do not change.
+        unsafe { std::slice::from_raw_parts(self.published.add(1).cast().as_ptr(), self.nr_spaces() as usize) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn space(self, as_id: u16) -> Option<&'a Space> {
+        self.head().check();
+        if as_id as u32 >= self.nr_spaces() {
             return None;
         }
-        let first = std::ptr::from_ref(self).cast::<u8>();
-        // SAFETY: create() has written that many behind the header. Plainly added, so that it is known not to be null.
-        Some(unsafe { &*first.add(size_of::<Published>()).cast::<Space>().add(as_id as usize) })
+        // SAFETY: as in spaces().
+        Some(unsafe { self.published.add(1).cast::<Space>().add(as_id as usize).as_ref() })
+    }
+
+    /// Calls `visit` for every slot, by address space and gfn.
+    pub(crate) fn for_each_slot(self, mut visit: impl FnMut(&'a Memslot)) {
+        for space in self.spaces() {
+            space.for_each_slot(&mut visit);
+        }
+    }
+
+    /// A number that changes when anything below the root does: for checks that nothing has.
+    #[cfg(debug_assertions)]
+    pub(crate) fn fingerprint(self) -> u64 {
+        let mut print = 0xcbf2_9ce4_8422_2325u64;
+        let mut mix = |value: u64| print = (print ^ value).wrapping_mul(0x0100_0000_01b3);
+        for space in self.spaces() {
+            mix(space.generation);
+            // SAFETY: as in for_each_slot(); words of the trees and of the id table are alive, too.
+            unsafe {
+                space.gfn.for_each_entry(&mut |stamp, entry| {
+                    [stamp.0, entry.start, entry.last, entry.word.addr() as u64].into_iter().for_each(&mut mix);
+                    mix((*entry.word.cast::<Record>()).slot.flags as u64);
+                });
+                space.hva.for_each_entry(&mut |stamp, entry| {
+                    [stamp.0, entry.start, entry.last, entry.word.addr() as u64].into_iter().for_each(&mut mix);
+                });
+                space.ids.for_each_word(&|_| false, &mut |word| mix(word.addr().get() as u64));
+            }
+        }
+        print
     }
 }

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The table itself: how one is configured, made, changed, looked at and dropped.
 //!
-//! May not know the bytes of a node, nor C. A single update is a transaction of one, or comes to the same (`single.rs`).
+//! Knows neither the bytes of a node nor C.
 
+use crate::cancel::NoCancel;
 use crate::change::{Decision, Rules};
+use crate::error::{Errno, Refused, Result};
 use crate::hooks::Hooks;
 use crate::kvm::Backend;
 use crate::plan::{self, Difference};
 use crate::reader::Reader;
-use crate::shared::{Owner, Shared, Updating};
-use crate::slot::{Errno, Gpa, Limits, Memslot, Region, Result, MAX_ADDRESS_SPACES};
-use crate::snapshot::{Published, Record};
+use crate::shared::{Owner, Shared};
+use crate::slot::{Gpa, Limits, Memslot, Region, MAX_ADDRESS_SPACES};
+use crate::snapshot::PublishedRef;
 use crate::trace::{self, Op, Trace};
-use crate::transaction::Transaction;
+use crate::update::{self, Transaction};
 use std::ffi::c_void;
 use std::fmt::Write as _;
 use std::os::fd::RawFd;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How a table is made. The default is KVM's: one address space of 32,764 slots with pages of 4 KiB.
@@ -84,15 +85,6 @@ pub struct Memslots {
     shared: Owner,
 }
 
-/// What was refused in a list of regions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// Why.
-    pub errno: Errno,
-    /// Which one. None where it was none in particular.
-    pub at: Option<usize>,
-}
-
 /// Where a table stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -133,8 +125,9 @@ impl Memslots {
         Ok(Memslots { shared: Owner::new(shared)? })
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
+    /// Whether this thread holds the update lock.
+    pub(crate) fn is_updating(&self) -> bool {
+        self.shared.is_updating()
     }
 
     /// A reader of this table, for one thread at a time. It may outlive the table, and then finds nothing.
@@ -153,9 +146,16 @@ impl Memslots {
     /// `EDEADLK` where this thread has a transaction open, is inside a hook, or is in a section that another thread's update
     /// waits for; `ENOTRECOVERABLE` after a panic inside an update; `ENOMEM`.
     pub fn begin(&self) -> Result<Transaction<'_>> {
-        let mut txn = Transaction::begin(self.shared.update()?, true)?;
-        txn.lock.trace(Op::Begin, Region::default, Ok(()));
-        Ok(txn)
+        Transaction::begin(self.shared.update()?)
+    }
+
+    /// As [`Memslots::begin`], a transaction that does not borrow the table. What is left of a table that is dropped meanwhile
+    /// goes with it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin_owned(&self) -> Result<Transaction<'static>> {
+        Transaction::begin(self.shared.another()?.into_update()?)
     }
 
     /// The whole of `KVM_SET_USER_MEMORY_REGION2`: decides create, delete, move or flags-only itself. `opaque` counts where it
@@ -218,15 +218,7 @@ impl Memslots {
     /// # Errors
     /// As [`Memslots::set_region`], with the index of the one that was refused.
     pub fn apply(&self, regions: &[Region], opaques: Option<&[*mut c_void]>) -> Result<(), Refused> {
-        let mut txn = self.begin().map_err(Refused::as_a_whole)?;
-        if txn.create_all(regions, |index| opaque_at(opaques, index)).is_none() {
-            txn.start_over().map_err(Refused::as_a_whole)?;
-            for (index, region) in regions.iter().enumerate() {
-                let opaque = opaque_at(opaques, index);
-                txn.set_region(region, opaque).map_err(|errno| Refused { errno, at: Some(index) })?;
-            }
-        }
-        txn.commit_list().map_err(|(errno, at)| Refused { errno, at })
+        update::apply(&self.shared, regions, |index| opaque_at(opaques, index))
     }
 
     /// Makes the regions, in any order, all that an address space has: works out the difference, and leaves alone what is
@@ -237,10 +229,7 @@ impl Memslots {
     /// `EEXIST` where a region has the id of an earlier one or overlaps it; `EINVAL` for size 0, another address space, and
     /// what `set_region` refuses; those of a commit. With the index of the first culprit.
     pub fn replace_all(&self, as_id: u16, regions: &[Region], opaques: Option<&[*mut c_void]>) -> Result<(), Refused> {
-        let mut txn = self.begin().map_err(Refused::as_a_whole)?;
-        txn.replace_all(as_id, regions, |index| opaque_at(opaques, index))
-            .and_then(|()| txn.commit_list())
-            .map_err(|(errno, at)| Refused { errno, at })
+        update::replace_all(&self.shared, as_id, regions, |index| opaque_at(opaques, index))
     }
 
     /// One update, and its line in the trace.
@@ -251,27 +240,7 @@ impl Memslots {
         named: impl FnOnce() -> Region,
         decide: impl FnOnce(Rules) -> Result<Decision>,
     ) -> Result<()> {
-        let mut lock = self.shared.update()?;
-        let decision = decide(lock.rules(lock.current()));
-        if !lock.is_plain() {
-            return Self::transaction_of_one(lock, op, named, decision);
-        }
-        let result = decision.and_then(|decision| lock.publish_one(decision));
-        lock.trace(op, named, result);
-        result
-    }
-
-    fn transaction_of_one(
-        lock: Updating,
-        op: Op,
-        named: impl FnOnce() -> Region,
-        decision: Result<Decision>,
-    ) -> Result<()> {
-        let mut txn = Transaction::begin(lock, false)?;
-        let staged = txn.traced(op, Region::default, |txn| decision.and_then(|decision| txn.stage(decision)));
-        let result = staged.and_then(|()| txn.try_commit());
-        txn.lock.trace(op, named, result);
-        result
+        update::single(&self.shared, op, named, decide)
     }
 
     // ---- reclaiming ----
@@ -284,9 +253,10 @@ impl Memslots {
         // The epoch moves one step a call, and a bag is ripe two steps after it was sealed: after three calls without one,
         // a reader is in the way.
         let mut calls = 0;
-        while calls < 3 && lock.writer.lane.has_bags() {
-            lock.writer.lane.advance();
-            calls = if lock.shared.domain.has_ripe() { 0 } else { calls + 1 };
+        while calls < 3 && lock.writer().lane.has_bags() {
+            lock.writer().lane.advance();
+            let shared = lock.shared;
+            calls = if lock.writer().lane.has_ripe(&shared.domain) { 0 } else { calls + 1 };
             released += lock.drain();
         }
         released
@@ -297,7 +267,7 @@ impl Memslots {
     /// # Errors
     /// `EDEADLK` where one of them is this thread's, or this thread is inside an update of this table.
     pub fn synchronize(&self) -> Result<()> {
-        if self.shared.in_section() {
+        if self.shared.readers.in_section() {
             return Err(Errno::EDEADLK);
         }
         let mut due = self.seal()?;
@@ -310,7 +280,7 @@ impl Memslots {
             };
             let mut lock = self.shared.update()?;
             lock.drain();
-            if lock.writer.lane.has_emptied(number) {
+            if lock.writer().lane.has_emptied(number) {
                 return Ok(());
             }
         }
@@ -320,7 +290,7 @@ impl Memslots {
     fn seal(&self) -> Result<Option<u64>> {
         let mut lock = self.shared.update()?;
         lock.collect(true);
-        let lane = &lock.writer.lane;
+        let lane = &mut lock.writer().lane;
         Ok((!lane.has_pending()).then(|| lane.sealed()))
     }
 
@@ -335,39 +305,26 @@ impl Memslots {
     pub fn attach_kvm(&self, vm_fd: RawFd) -> Result<()> {
         let mut lock = self.shared.update()?;
         if vm_fd == -1 {
-            lock.writer.backend = None;
+            lock.writer().backend = None;
             return Ok(());
         }
         let backend = Backend::new(vm_fd)?;
         let regions = self.all_regions(lock.current())?;
-        backend.run(&plan::steps(&regions)?, &mut lock.writer.out_of_step).map_err(|(errno, _)| errno)?;
-        lock.writer.backend = Some(backend);
+        let writer = lock.writer();
+        backend.run(&plan::steps(&regions)?, &mut writer.out_of_step).map_err(|(errno, _)| errno)?;
+        writer.backend = Some(backend);
         Ok(())
     }
 
-    fn all_regions(&self, published: NonNull<Published>) -> Result<Vec<Difference>> {
+    fn all_regions(&self, published: PublishedRef) -> Result<Vec<Difference>> {
         let mut all = Vec::new();
-        // SAFETY: the caller holds the update lock.
-        let spaces = unsafe { published.as_ref() }.spaces();
-        let count = spaces.iter().map(|space| space.count as usize).sum();
+        let count = published.spaces().iter().map(|space| space.count as usize).sum();
         all.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
-        self.for_each_slot(published, |slot| {
+        published.for_each_slot(|slot| {
             let region = Region::of(slot, self.shared.limits.page_shift);
             all.push(Difference { old: None, new: Some(region) });
         });
         Ok(all)
-    }
-
-    fn for_each_slot(&self, published: NonNull<Published>, mut visit: impl FnMut(&Memslot)) {
-        // SAFETY: the caller holds the update lock; words of the gfn tree are records.
-        unsafe {
-            for space in published.as_ref().spaces() {
-                let mut walk = space.walk();
-                while let Some(word) = walk.next() {
-                    visit(&(*word.cast::<Record>()).slot);
-                }
-            }
-        }
     }
 
     /// Writes every change to `fd`, a line each, until `trace_stop`. The file descriptor stays the caller's. First come the
@@ -380,13 +337,13 @@ impl Memslots {
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
             return Err(Errno::last());
         }
+        let _no_cancel = NoCancel::begin();
         let mut lock = self.shared.update()?;
-        let current = lock.current();
         let mut trace = Trace::new(fd);
-        self.for_each_slot(current, |slot| {
+        lock.current().for_each_slot(|slot| {
             trace.line(0, Op::Set, &Region::of(slot, self.shared.limits.page_shift), Ok(()));
         });
-        lock.writer.trace = Some(trace);
+        lock.writer().trace = Some(trace);
         Ok(())
     }
 
@@ -395,7 +352,7 @@ impl Memslots {
     /// # Errors
     /// Those of [`Memslots::begin`].
     pub fn trace_stop(&self) -> Result<()> {
-        self.shared.update()?.writer.trace = None;
+        self.shared.update()?.writer().trace = None;
         Ok(())
     }
 
@@ -427,22 +384,17 @@ impl Memslots {
     /// # Errors
     /// What writing fails with, those of [`Memslots::begin`].
     pub fn dump(&self, fd: RawFd) -> Result<()> {
-        let lock = self.shared.update()?;
+        let _no_cancel = NoCancel::begin();
+        let mut lock = self.shared.update()?;
         let mut line = Line { text: [0; 256], len: 0, fd, failed: Ok(()) };
-        // SAFETY: the current publication is alive under the update lock.
-        for (as_id, space) in unsafe { lock.current().as_ref() }.spaces().iter().enumerate() {
+        for (as_id, space) in lock.current().spaces().iter().enumerate() {
             let (count, npages, generation) = (space.count, space.npages, space.generation);
             let _ = writeln!(line, "address space {as_id}: {count} slots, {npages} pages, generation {generation}");
-            // SAFETY: as above; words of the gfn tree are records.
-            let mut walk = unsafe { space.walk() };
-            // SAFETY: as above.
-            while let Some(word) = unsafe { walk.next() } {
-                // SAFETY: as above.
-                let slot = unsafe { &(*word.cast::<Record>()).slot };
+            space.for_each_slot(|slot| {
                 let _ = writeln!(line, "{}", Shown(slot, self.shared.limits.page_shift));
-            }
+            });
         }
-        if let Some(out) = lock.writer.out_of_step {
+        if let Some(out) = lock.writer().out_of_step {
             let (undo, errno, count) = (out.undo, out.errno, out.count);
             let _ =
                 writeln!(line, "out of step with the attached VM: {count} changes not taken back; the last: {errno:?}");
@@ -453,29 +405,13 @@ impl Memslots {
     }
 }
 
-impl Refused {
-    fn as_a_whole(errno: Errno) -> Refused {
-        Refused { errno, at: None }
-    }
-}
-
 impl Drop for Memslots {
     fn drop(&mut self) {
-        // With readers left, what they may see goes now as far as it can; the rest goes with the last of them.
-        let readers_left = !self.shared.is_last();
-        if readers_left && !self.shared.is_forked() && !self.shared.in_section() {
-            let _ = self.clear();
-            let _ = self.synchronize();
+        // Without readers all of it goes with the last owner, which is this one. From inside a section of this thread's it goes
+        // with the last reader.
+        if !self.shared.is_last() && !self.shared.readers.is_forked() && !self.shared.readers.in_section() {
+            self.shared.close();
         }
-    }
-}
-
-impl Memslots {
-    /// Publishes an empty table. No hook has a say, nor does an attached VM hear of it.
-    fn clear(&self) -> Result<()> {
-        let mut lock = self.shared.update()?;
-        lock.writer.backend = None;
-        Transaction::begin(lock, false)?.publish_empty()
     }
 }
 
@@ -519,5 +455,65 @@ impl std::fmt::Write for Line {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::Gfn;
+    use std::ptr::null_mut;
+
+    fn region(id: u32) -> Region {
+        Region { slot: id, guest_phys_addr: (id as u64) << 20, memory_size: 4096, ..Region::default() }
+    }
+
+    /// Addresses of all that the current state is made of, as numbers.
+    fn addresses(table: &Memslots) -> Vec<u64> {
+        let lock = table.shared.update().unwrap();
+        let mut all = Vec::new();
+        for space in lock.current().spaces() {
+            // SAFETY: alive under the update lock; nothing is freed.
+            unsafe {
+                space.for_each_node(&|_| false, &mut |node| all.push(node.addr().get() as u64));
+                space.for_each_record(&|_| false, &mut |record| all.push(record.addr().get() as u64));
+            }
+        }
+        all
+    }
+
+    fn set_next_stamp(table: &Memslots, stamp: u64) {
+        let lock = table.shared.update().unwrap();
+        // SAFETY: the lock is held.
+        unsafe { (*lock.shared.store.get()).set_next_stamp(stamp) };
+    }
+
+    /// In 0.1 a node that an aborted transaction had replaced stayed published with an address where its stamp belongs. When the
+    /// stamps came to that number, an update took the node for its own and edited it under readers.
+    #[test]
+    fn no_stamp_makes_an_update_take_a_published_node_for_its_own() {
+        let table = Memslots::new(Config::default()).unwrap();
+        let slots = if cfg!(miri) { 40 } else { 200 };
+        (0..slots).for_each(|id| table.set_region(&region(id), null_mut()).unwrap());
+        for victim in [3, slots / 2] {
+            let mut txn = table.begin().unwrap();
+            txn.set_flags(0, victim as u16, crate::LOG_DIRTY_PAGES).unwrap();
+            txn.abort();
+            for stamp in addresses(&table) {
+                set_next_stamp(&table, stamp);
+                let reader = table.reader().unwrap();
+                let section = reader.lock();
+                let walk = section.iter(0);
+                table.delete(0, victim as u16).unwrap();
+                assert_eq!(
+                    walk.count() as u32,
+                    slots,
+                    "the walk that began before the delete is over what was there then"
+                );
+                drop(section);
+                table.set_region(&region(victim), null_mut()).unwrap();
+            }
+        }
+        assert!(table.reader().unwrap().lock().find_gfn(0, Gfn(3 << 8)).is_some());
     }
 }

@@ -4,7 +4,8 @@
 //! May know requests and results; not tables. Allocates nothing. A line that cannot be written ends the trace: it must not
 //! disturb the table.
 
-use crate::slot::{Errno, Region, Result};
+use crate::error::{Errno, Result};
+use crate::slot::Region;
 use std::fmt;
 use std::io::Write;
 use std::os::fd::RawFd;

@@ -74,10 +74,8 @@ impl Library {
     }
 
     fn begin(&mut self) -> Outcome {
-        let transaction = self.table.begin().map_err(errno)?; // refused where this thread has one open
-                                                              // SAFETY: the table is boxed and outlives the transaction: it is dropped after it (field order), and nothing
-                                                              // here moves it out or replaces it.
-        self.transaction = Some(unsafe { std::mem::transmute::<Transaction<'_>, Transaction<'static>>(transaction) });
+        // Refused where this thread has one open.
+        self.transaction = Some(self.table.begin_owned().map_err(errno)?);
         Ok(0)
     }
 

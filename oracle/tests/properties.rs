@@ -130,7 +130,7 @@ fn copied(change: &Change<'_>) -> (Kind, Option<Memslot>, Option<Memslot>) {
 
 fn kind_is_right(change: &Change<'_>) -> bool {
     match (change.kind, change.old_slot, change.new_slot) {
-        (Kind::Create, None, Some(_)) | (Kind::Delete, Some(_), None) => true,
+        (Kind::Create, _, Some(_)) | (Kind::Delete, Some(_), None) => true,
         (Kind::Split, Some(from), Some(new)) => from.base_gfn <= new.base_gfn && new.end_gfn() <= from.end_gfn(),
         (Kind::Merge, Some(old), Some(into)) => into.base_gfn <= old.base_gfn && old.end_gfn() <= into.end_gfn(),
         (kind, Some(old), Some(new)) => {

@@ -24,7 +24,7 @@ mod iter;
 
 mod stats;
 
-use crate::slot::{Errno, Result};
+use crate::error::{Errno, Result};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 /// Log the pages that the guest writes.

@@ -2,8 +2,9 @@
 //! The plan: from two states of a table to a list of calls.
 
 use super::{answer, array};
+use crate::error::{Errno, Result};
 use crate::plan::{self, Step};
-use crate::slot::{Errno, Region, Result};
+use crate::slot::Region;
 use std::ffi::c_int;
 
 /// One call of KVM_SET_USER_MEMORY_REGION2.

@@ -5,8 +5,9 @@
 
 use super::table::memslots;
 use super::{answer, given, value};
+use crate::error::{Errno, Result};
 use crate::reader::{HvaCache, Reader, Section};
-use crate::slot::{Access, Errno, Gfn, Gpa, Hva, Memslot, Region, Result};
+use crate::slot::{Access, Gfn, Gpa, Hva, Memslot, Region};
 use std::ffi::c_int;
 use std::ptr::null;
 

@@ -3,8 +3,8 @@
 
 use super::table::memslots;
 use super::{answer, given, value, write_sized};
+use crate::error::Errno;
 use crate::reader::Reader;
-use crate::slot::Errno;
 use crate::table::Stats;
 use std::ffi::c_int;
 

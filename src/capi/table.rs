@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `memslots_config`, `memslots_ops`, and the life of a table.
 
-use super::txn::memslots_txn;
+use super::txn::{Transactions, BLOCK};
 use super::{answer, given, value};
+use crate::error::{Errno, Result};
 use crate::hooks::{Change, Hooks};
-use crate::slot::{Errno, Memslot, Result};
+use crate::slot::Memslot;
 use crate::table::{Config, Memslots};
 use std::ffi::{c_char, c_int, c_void};
-use std::mem::{offset_of, size_of};
+use std::mem::{align_of, offset_of, size_of};
 use std::ptr::null;
 
 /// One VM's memslot table: all of its address spaces.
+#[repr(C, align(2048))]
 pub struct memslots {
-    /// First, so that an open transaction goes before its table.
-    pub(super) txn: memslots_txn,
+    /// First: a handle's address says where the table is.
+    pub(super) txns: Transactions,
     pub(super) table: Memslots,
 }
+
+const _: () = assert!(align_of::<memslots>() == BLOCK && size_of::<memslots>() == BLOCK);
 
 /// What an update does to one slot, as the hooks see it. Valid during the call, as are the slots; the slots that become or
 /// were current live on as long as those that a reader finds.
@@ -262,7 +266,7 @@ pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut 
         // SAFETY: the caller's struct and hooks.
         let config = unsafe { memslots_config::read(config)?.into_config()? };
         let table = Memslots::new(config)?;
-        let handle = crate::memory::try_box(memslots { txn: memslots_txn::none(&table), table })?;
+        let handle = crate::memory::try_box(memslots { txns: Transactions::new(), table })?;
         // SAFETY: not NULL, and the caller's.
         unsafe { out.write(Box::into_raw(handle)) };
         Ok(())
@@ -279,10 +283,14 @@ pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut 
 #[no_mangle]
 pub unsafe extern "C" fn memslots_free(table: *mut memslots) {
     // SAFETY: the caller's table, or NULL.
-    if unsafe { table.as_ref() }.is_some_and(|table| !table.txn.is_in_hook()) {
-        // SAFETY: from memslots_new, and given up here.
-        value((), || drop(unsafe { Box::from_raw(table) }));
-    }
+    let Some(memslots { txns, table: shared }) = (unsafe { table.as_ref() }) else { return };
+    value((), || {
+        if !txns.is_in_hook(shared) {
+            txns.end(shared);
+            // SAFETY: from memslots_new, and given up here.
+            drop(unsafe { Box::from_raw(table) });
+        }
+    });
 }
 
 /// Begins to repeat every committed change on a real VM, through KVM_SET_USER_MEMORY_REGION2 (or the first form where the

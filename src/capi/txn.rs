@@ -1,60 +1,121 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Transactions. A table has room for the one that can be open, so that the handle costs nothing and a stale one is
-//! noticed.
+//! Transactions. A handle is one of many addresses in the table's own block of memory, of which nothing but the address is
+//! used: so it costs nothing, and one that has ended is noticed, also while a newer one is open.
 
 use super::plan::memslots_plan_step;
 use super::table::memslots;
 use super::{answer, given, value};
-use crate::shared::Shared;
-use crate::slot::{Errno, Gfn, Gpa, Memslot, Region, Result};
+use crate::error::{Errno, Result};
+use crate::slot::{Gfn, Gpa, Memslot, Region};
 use crate::table::Memslots;
-use crate::transaction::Transaction;
-use std::cell::RefCell;
+use crate::update::Transaction;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
-use std::ptr::{null, NonNull};
+use std::mem::ManuallyDrop;
+use std::ptr::null;
 
 /// A set of changes being prepared, invisible until committed.
 pub struct memslots_txn {
-    /// The table that it is part of; the transaction inside borrows from it, and goes first.
-    shared: NonNull<Shared>,
-    /// Only looked at by the thread that holds the update lock.
-    open: RefCell<Option<Transaction<'static>>>,
+    _address: u8,
 }
 
-impl memslots_txn {
-    pub(super) fn none(table: &Memslots) -> Self {
-        memslots_txn { shared: NonNull::from(table.shared()), open: RefCell::new(None) }
-    }
+/// Transactions that a table can begin before a handle's address comes again.
+const HANDLES: usize = 1024;
 
-    /// The cell, where this thread holds the update lock: nobody else looks at it then.
-    fn mine(&self) -> Result<&RefCell<Option<Transaction<'static>>>> {
-        // SAFETY: the table that this is part of is alive, and keeps it.
-        match unsafe { self.shared.as_ref() }.is_updating() {
-            true => Ok(&self.open),
-            false => Err(Errno::EINVAL),
+/// Of this alignment is a table's block, which begins with the handles: from a handle's address follows the table's.
+pub(super) const BLOCK: usize = 2048;
+
+/// The transaction that is open on a table, and its handle.
+pub(super) struct Open {
+    handle: usize,
+    txn: Transaction<'static>,
+}
+
+/// A table's transactions. At the start of its block.
+#[repr(C)]
+pub(super) struct Transactions {
+    handles: [memslots_txn; HANDLES],
+    /// Only looked at by the thread that holds the update lock, as is what follows.
+    open: ManuallyDrop<RefCell<Option<Open>>>,
+    begun: Cell<usize>,
+}
+
+impl Transactions {
+    pub(super) fn new() -> Self {
+        Transactions {
+            handles: [const { memslots_txn { _address: 0 } }; HANDLES],
+            open: ManuallyDrop::new(RefCell::new(None)),
+            begun: Cell::new(0),
         }
     }
 
-    /// Whether this thread is inside an update that is not an open transaction: inside a hook.
-    pub(super) fn is_in_hook(&self) -> bool {
-        self.mine().is_ok_and(|open| open.try_borrow().map_or(true, |open| open.is_none()))
+    /// Begins a transaction, and gives its handle's place among the handles.
+    fn begin(&self, table: &Memslots) -> Result<usize> {
+        let txn = table.begin_owned()?;
+        let handle = self.begun.replace(self.begun.get().wrapping_add(1)) % HANDLES;
+        *self.open.try_borrow_mut().map_err(|_| Errno::EDEADLK)? = Some(Open { handle, txn });
+        Ok(handle)
     }
 
-    fn with<T>(&self, step: impl FnOnce(&mut Transaction<'static>) -> Result<T>) -> Result<T> {
-        let mut open = self.mine()?.try_borrow_mut().map_err(|_| Errno::EDEADLK)?;
-        step(open.as_mut().ok_or(Errno::EINVAL)?)
+    /// Whether this thread, which holds the update lock, has no transaction open: it is inside a hook.
+    pub(super) fn is_in_hook(&self, table: &Memslots) -> bool {
+        table.is_updating() && self.open.try_borrow().map_or(true, |open| open.is_none())
     }
 
-    /// Ends the handle, and gives what it was for.
-    fn take(&self) -> Result<Transaction<'static>> {
-        let mut open = self.mine()?.try_borrow_mut().map_err(|_| Errno::EDEADLK)?;
-        open.take().ok_or(Errno::EINVAL)
+    /// Aborts the transaction that is open, whoever began it: at the end of the table no other thread is in an update, so that
+    /// one that has a transaction open is gone. Where the process forked in the middle of a call, it is left as it is.
+    pub(super) fn end(&self, table: &Memslots) {
+        let Ok(mut open) = self.open.try_borrow_mut() else { return };
+        if let Some(Open { txn, .. }) = open.take() {
+            if !table.is_updating() {
+                txn.take_over();
+            }
+            drop(txn);
+        }
     }
 }
 
-impl Drop for memslots_txn {
-    fn drop(&mut self) {
-        let _ = self.take();
+/// The table of a transaction's handle, and the handle's place.
+///
+/// # Safety
+/// NULL, or a handle of a table that is alive.
+unsafe fn table_of<'a>(txn: *const memslots_txn) -> Result<(&'a memslots, usize)> {
+    if txn.is_null() {
+        return Err(Errno::EINVAL);
+    }
+    let table = txn.map_addr(|address| address & !(BLOCK - 1)).cast::<memslots>();
+    // SAFETY: the handle was made from the table's own pointer, and the table begins the block.
+    Ok((unsafe { &*table }, txn.addr() % BLOCK))
+}
+
+/// Runs a step of the transaction that a handle is for.
+///
+/// # Safety
+/// NULL, or a handle of a table that is alive.
+unsafe fn with<T>(txn: *const memslots_txn, step: impl FnOnce(&mut Transaction<'static>) -> Result<T>) -> Result<T> {
+    // SAFETY: the caller's promise.
+    let (table, handle) = unsafe { table_of(txn) }?;
+    if !table.table.is_updating() {
+        return Err(Errno::EINVAL);
+    }
+    let mut open = table.txns.open.try_borrow_mut().map_err(|_| Errno::EDEADLK)?;
+    match open.as_mut().filter(|open| open.handle == handle) {
+        Some(open) => step(&mut open.txn),
+        None => Err(Errno::EINVAL),
+    }
+}
+
+/// Ends a handle, and gives what it was for.
+///
+/// # Safety
+/// As `with`.
+unsafe fn take(txn: *const memslots_txn) -> Result<Transaction<'static>> {
+    // SAFETY: the caller's promise. The step only sees that the handle is that of the open transaction.
+    unsafe {
+        with(txn, |_| Ok(()))?;
+        let (table, _) = table_of(txn)?;
+        let mut open = table.txns.open.try_borrow_mut().map_err(|_| Errno::EDEADLK)?;
+        open.take().map(|open| open.txn).ok_or(Errno::EINVAL)
     }
 }
 
@@ -67,17 +128,13 @@ impl Drop for memslots_txn {
 pub unsafe extern "C" fn memslots_txn_begin(table: *mut memslots, out: *mut *mut memslots_txn) -> c_int {
     answer(|| {
         // SAFETY: the caller's table, or NULL.
-        let handle = unsafe { given(table) }?;
+        let given = unsafe { given(table) }?;
         if out.is_null() {
             return Err(Errno::EINVAL);
         }
-        let txn = handle.table.begin()?;
-        // SAFETY: the transaction borrows from the table beside it, which lives until memslots_free, and memslots_free drops
-        // the transaction first.
-        let txn = unsafe { std::mem::transmute::<Transaction<'_>, Transaction<'static>>(txn) };
-        *handle.txn.open.try_borrow_mut().map_err(|_| Errno::EDEADLK)? = Some(txn);
-        // SAFETY: not NULL, and the caller's.
-        unsafe { out.write((&raw const handle.txn).cast_mut()) };
+        let handle = given.txns.begin(&given.table)?;
+        // SAFETY: not NULL, and the caller's. Handles stand at the start of the table's block.
+        unsafe { out.write(table.cast::<memslots_txn>().add(handle)) };
         Ok(())
     })
 }
@@ -95,7 +152,7 @@ pub unsafe extern "C" fn memslots_txn_set_region(
     opaque: *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's transaction and region, or NULL.
-    answer(|| unsafe { given(txn)?.with(|txn| txn.set_region(given(region)?, opaque)) })
+    answer(|| unsafe { with(txn, |txn| txn.set_region(given(region)?, opaque)) })
 }
 
 /// As memslots_create, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
@@ -107,7 +164,7 @@ pub unsafe extern "C" fn memslots_txn_create(
     opaque: *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's transaction and region, or NULL.
-    answer(|| unsafe { given(txn)?.with(|txn| txn.create(given(region)?, opaque)) })
+    answer(|| unsafe { with(txn, |txn| txn.create(given(region)?, opaque)) })
 }
 
 /// As memslots_delete, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
@@ -115,14 +172,14 @@ pub unsafe extern "C" fn memslots_txn_create(
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_delete(txn: *mut memslots_txn, as_id: u16, id: u16) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { given(txn)?.with(|txn| txn.delete(as_id, id)) })
+    answer(|| unsafe { with(txn, |txn| txn.delete(as_id, id)) })
 }
 
 /// As memslots_move, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of memslots_move.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_move(txn: *mut memslots_txn, as_id: u16, id: u16, new_gpa: u64) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { given(txn)?.with(|txn| txn.move_slot(as_id, id, Gpa(new_gpa))) })
+    answer(|| unsafe { with(txn, |txn| txn.move_slot(as_id, id, Gpa(new_gpa))) })
 }
 
 /// As memslots_set_flags, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
@@ -130,7 +187,7 @@ pub unsafe extern "C" fn memslots_txn_move(txn: *mut memslots_txn, as_id: u16, i
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_set_flags(txn: *mut memslots_txn, as_id: u16, id: u16, flags: u32) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { given(txn)?.with(|txn| txn.set_flags(as_id, id, flags)) })
+    answer(|| unsafe { with(txn, |txn| txn.set_flags(as_id, id, flags)) })
 }
 
 /// Cuts a slot in two at `at_gpa` (bytes). The lower part keeps id and opaque; the upper gets `new_id`, or the lowest free
@@ -150,7 +207,7 @@ pub unsafe extern "C" fn memslots_txn_split(
     opaque: *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { given(txn)?.with(|txn| txn.split(as_id, id, Gpa(at_gpa), new_id, opaque)) })
+    answer(|| unsafe { with(txn, |txn| txn.split(as_id, id, Gpa(at_gpa), new_id, opaque)) })
 }
 
 /// Makes one slot of two: `upper_id` follows `lower_id` in guest and in host memory, with the same flags. The lower keeps id
@@ -161,7 +218,7 @@ pub unsafe extern "C" fn memslots_txn_split(
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_merge(txn: *mut memslots_txn, as_id: u16, lower_id: u16, upper_id: u16) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { given(txn)?.with(|txn| txn.merge(as_id, lower_id, upper_id)) })
+    answer(|| unsafe { with(txn, |txn| txn.merge(as_id, lower_id, upper_id)) })
 }
 
 /// Gives a slot another size, in bytes. It keeps first frame, hva, flags, id and opaque; readers see the old size or the new
@@ -172,7 +229,7 @@ pub unsafe extern "C" fn memslots_txn_merge(txn: *mut memslots_txn, as_id: u16, 
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_resize(txn: *mut memslots_txn, as_id: u16, id: u16, new_size: u64) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { given(txn)?.with(|txn| txn.resize(as_id, id, new_size)) })
+    answer(|| unsafe { with(txn, |txn| txn.resize(as_id, id, new_size)) })
 }
 
 /// The slot that holds a frame as the transaction's changes leave it; NULL where there is none. Valid until the next call on
@@ -181,8 +238,7 @@ pub unsafe extern "C" fn memslots_txn_resize(txn: *mut memslots_txn, as_id: u16,
 pub unsafe extern "C" fn memslots_txn_find_gfn(txn: *const memslots_txn, as_id: u16, gfn: u64) -> *const Memslot {
     value(null(), || {
         // SAFETY: the caller's transaction, or NULL.
-        let slot = unsafe { given(txn) }
-            .and_then(|txn| txn.with(|txn| Ok(txn.find_gfn(as_id, Gfn(gfn)).map_or(null(), std::ptr::from_ref))));
+        let slot = unsafe { with(txn, |txn| Ok(txn.find_gfn(as_id, Gfn(gfn)).map_or(null(), std::ptr::from_ref))) };
         slot.unwrap_or(null())
     })
 }
@@ -200,7 +256,7 @@ pub unsafe extern "C" fn memslots_txn_plan(
 ) -> c_int {
     // SAFETY: the caller's transaction and array, or NULL.
     answer(|| unsafe {
-        let steps = given(txn)?.with(|txn| txn.plan())?;
+        let steps = with(txn, |txn| txn.plan())?;
         super::plan::write_steps(&steps, out, capacity, nr_steps)
     })
 }
@@ -215,16 +271,13 @@ pub unsafe extern "C" fn memslots_txn_plan(
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_commit(txn: *mut memslots_txn) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { given(txn) }?.take()?.commit())
+    answer(|| unsafe { take(txn) }?.commit())
 }
 
 /// Throws a transaction's changes away and ends it. Does not block; the thread that began the transaction. NULL, one that
 /// has ended, or another thread's: nothing happens.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_abort(txn: *mut memslots_txn) {
-    value((), || {
-        // SAFETY: the caller's transaction, or NULL.
-        let txn = unsafe { given(txn) }.and_then(|txn| txn.take());
-        drop(txn);
-    });
+    // SAFETY: the caller's transaction, or NULL.
+    value((), || drop(unsafe { take(txn) }));
 }

@@ -3,8 +3,9 @@
 
 use super::table::memslots;
 use super::{answer, array, given};
-use crate::slot::{Errno, Gpa, Region, Result};
-use crate::table::Refused;
+use crate::error::Refused;
+use crate::error::{Errno, Result};
+use crate::slot::{Gpa, Region};
 use std::ffi::{c_int, c_void};
 
 /// The whole of KVM_SET_USER_MEMORY_REGION2: creates, deletes (size 0), moves or changes flags, as the region says of the

@@ -199,6 +199,17 @@ impl IdTable {
         self.root = root.map_or(null(), |root| root.as_ptr());
     }
 
+    /// Calls `visit` for every word, by id, passing by the subtrees for which `stop` says so.
+    ///
+    /// # Safety
+    /// The table's nodes are alive.
+    pub(crate) unsafe fn for_each_word(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<u8>)) {
+        if let Some(root) = self.root() {
+            // SAFETY: the caller's promise.
+            unsafe { walk_words(root, stop, visit) };
+        }
+    }
+
     /// Calls `visit` for every node, children first, passing by the subtrees for which `stop` says so.
     ///
     /// # Safety
@@ -207,6 +218,25 @@ impl IdTable {
         if let Some(root) = self.root() {
             // SAFETY: alive until visited.
             unsafe { walk_nodes(root, stop, visit) };
+        }
+    }
+}
+
+/// Calls `visit` for every word of a table, by id, passing by the subtrees for which `stop` says so.
+///
+/// # Safety
+/// The nodes are alive.
+unsafe fn walk_words(node: NonNull<IdNode>, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<u8>)) {
+    // SAFETY: the caller's promise.
+    let at = unsafe { node.as_ref() };
+    if stop(&at.head) {
+        return;
+    }
+    for word in at.words.iter().copied().filter_map(NonNull::new) {
+        match at.head.level {
+            0 => visit(word),
+            // SAFETY: words above level 0 are live nodes.
+            _ => unsafe { walk_words(word.cast(), stop, visit) },
         }
     }
 }

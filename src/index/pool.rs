@@ -9,7 +9,7 @@
 //!
 //! Built with `--cfg memslots_no_pool`, every object is an allocation of its own, for the sanitizers to watch.
 
-use crate::slot::{Errno, Result};
+use crate::error::{Errno, Result};
 use std::alloc::{alloc, dealloc, Layout};
 use std::ptr::{null_mut, NonNull};
 

@@ -11,6 +11,8 @@
 
 use super::node::{node_lines, Entry, Lanes, Node, Page, Pair, LEAF_MAX, MAX_ENTRIES};
 use super::pool::LINE;
+#[cfg(debug_assertions)]
+use super::Stamp;
 use super::{Editor, Head};
 use std::mem::MaybeUninit;
 use std::ptr::{null, NonNull};
@@ -362,6 +364,24 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     }
 
     // ---- the whole tree ----
+
+    /// Calls `visit` for every entry, with the stamp of its leaf.
+    ///
+    /// # Safety
+    /// The tree's nodes are alive.
+    #[cfg(debug_assertions)]
+    pub(crate) unsafe fn for_each_entry(&self, visit: &mut dyn FnMut(Stamp, Entry)) {
+        let mut leaf = |node: NonNull<Head>| {
+            let node: NonNull<Node> = node.cast();
+            // SAFETY: the caller's promise; a tree's nodes start with their heads.
+            let at = unsafe { node.as_ref() };
+            if at.is_leaf() {
+                (0..at.len()).for_each(|index| visit(at.head.stamp, at.entry(index)));
+            }
+        };
+        // SAFETY: the caller's promise; nothing is freed.
+        unsafe { self.for_each_node(&|_| false, &mut leaf) };
+    }
 
     /// Calls `visit` for every node, children first, passing by the subtrees for which `stop` says so.
     ///

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A working copy: the published state with changes that nobody else can see yet.
+//!
+//! Knows snapshots and how they are edited; not why, nor hooks or VMs. The one type behind single updates, transactions, the
+//! INVALID view and bulk set-up. It begins as a copy of the root alone; an edit copies the nodes on its path, and what they
+//! replaced is listed here. Dropped, it is as if it had never been: its own nodes and records are freed, and the base was not
+//! written to at any time. Published, it gives the list of what it has replaced to be retired.
+//!
+//! Whatever an edit can allocate is reserved before it: [`WorkingCopy::reserve`] is the one step that can fail.
+
+use crate::error::{Errno, Result};
+use crate::index::node::Entry;
+use crate::index::pool::{Object, Pool, LINE};
+use crate::index::{object_of, Editor, Head, Stamp, REPLACED_PER_EDIT};
+use crate::published::{Current, Numbers};
+use crate::slot::Memslot;
+use crate::snapshot::{Published, PublishedRef, Record, Space};
+use std::cell::UnsafeCell;
+use std::ptr::NonNull;
+
+/// What the edits of one table share: its memory and its stamps.
+pub(crate) struct Store {
+    pub(crate) pool: Pool,
+    /// Never used before. Nodes and records that exist have smaller ones.
+    next_stamp: u64,
+    /// An empty list, whose memory goes from one working copy to the next.
+    replaced: Vec<Object>,
+}
+
+impl Store {
+    pub(crate) fn new() -> Store {
+        Store { pool: Pool::new(), next_stamp: 1, replaced: Vec::new() }
+    }
+
+    /// A root without slots: the first of a table, or its last.
+    pub(crate) fn empty_root(&mut self, nr_spaces: u32) -> Result<NonNull<Published>> {
+        self.pool.reserve(Published::lines(nr_spaces) * LINE)?;
+        let mut editor = Editor { pool: &mut self.pool, stamp: Stamp(0), replaced: None };
+        Ok(Published::create(&mut editor, nr_spaces))
+    }
+
+    /// Sets the stamp that the next working copy gets.
+    #[cfg(test)]
+    pub(crate) fn set_next_stamp(&mut self, stamp: u64) {
+        self.next_stamp = stamp;
+    }
+}
+
+/// Entries that the list of replaced objects keeps room for between updates.
+const ROOM_KEPT: usize = 1 << 12;
+
+/// See the head of this file.
+pub(crate) struct WorkingCopy {
+    /// Alive, and used by nobody else: whoever has a working copy holds the update lock, and uses one copy at a time.
+    store: NonNull<Store>,
+    /// The state that was current at the beginning.
+    base: NonNull<Published>,
+    root: NonNull<Published>,
+    /// Of this copy's nodes. Its records have this one or later ones.
+    stamp: Stamp,
+    replaced: Vec<Object>,
+    /// Whether an edit has begun and not ended.
+    in_edit: bool,
+    /// What the base looks like, for the debug check that it stays so.
+    #[cfg(debug_assertions)]
+    fingerprint: u64,
+}
+
+/// A working copy that was published.
+pub(crate) struct Publication {
+    root: NonNull<Published>,
+    stamp: Stamp,
+    /// What it has replaced, but for the base's root and records.
+    pub(crate) replaced: Vec<Object>,
+}
+
+impl Publication {
+    /// Calls `visit` for what nobody else has: nodes, records and the root.
+    ///
+    /// # Safety
+    /// The publication is alive, and `visit` frees nothing.
+    pub(crate) unsafe fn for_each_own_object(&self, visit: &mut dyn FnMut(Object)) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for_each_own_record(self.root, self.stamp, &mut |record| visit(Record::object(record)));
+            for_each_own_node(self.root, self.stamp, &mut |node| visit(object_of(node)));
+            visit(object_of(self.root.cast()));
+        }
+    }
+}
+
+/// Calls `visit` for the nodes below a root that an update made, children first.
+///
+/// # Safety
+/// The root and what is below it are alive. `visit` may free the node.
+unsafe fn for_each_own_node(root: NonNull<Published>, stamp: Stamp, visit: &mut dyn FnMut(NonNull<Head>)) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for space in PublishedRef::new(root).spaces() {
+            space.for_each_node(&|head| head.stamp != stamp, visit);
+        }
+    }
+}
+
+/// Calls `visit` for the records below a root that an update made.
+///
+/// # Safety
+/// The root and what is below it are alive. `visit` may free the record.
+unsafe fn for_each_own_record(root: NonNull<Published>, stamp: Stamp, visit: &mut dyn FnMut(NonNull<Record>)) {
+    // SAFETY: the caller's promise. Records of the base have smaller stamps.
+    unsafe {
+        for space in PublishedRef::new(root).spaces() {
+            space.for_each_record(&|head| head.stamp != stamp, &mut |record| {
+                if record.as_ref().stamp.0 >= stamp.0 {
+                    visit(record);
+                }
+            });
+        }
+    }
+}
+
+impl WorkingCopy {
+    /// A copy of the current state.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    ///
+    /// # Safety
+    /// The caller holds the update lock of the table that `store` and `base` are of for as long as the copy lives, and
+    /// touches the store through its copies only while one of their functions does not run.
+    #[inline(always)]
+    pub(crate) unsafe fn begin(store: &UnsafeCell<Store>, base: NonNull<Published>) -> Result<WorkingCopy> {
+        // SAFETY: the caller's promise. A cell's address is not null.
+        let (pointer, store) = unsafe { (NonNull::new_unchecked(store.get()), &mut *store.get()) };
+        // SAFETY: the current state is alive under the update lock, and does not change.
+        let published = unsafe { PublishedRef::new(base) };
+        store.pool.reserve(published.bytes())?;
+        let stamp = Stamp(store.next_stamp);
+        store.next_stamp += 1;
+        let root = Published::copy_of(&mut Editor { pool: &mut store.pool, stamp, replaced: None }, published);
+        Ok(WorkingCopy {
+            store: pointer,
+            base,
+            root,
+            stamp,
+            replaced: std::mem::take(&mut store.replaced),
+            in_edit: false,
+            #[cfg(debug_assertions)]
+            fingerprint: published.fingerprint(),
+        })
+    }
+
+    fn store(&mut self) -> &mut Store {
+        // SAFETY: see the field.
+        unsafe { self.store.as_mut() }
+    }
+
+    /// The state as edited so far.
+    pub(crate) fn state(&self) -> PublishedRef<'_> {
+        // SAFETY: this copy's own, and not edited while it is borrowed.
+        unsafe { PublishedRef::new(self.root) }
+    }
+
+    /// The state that was current at the beginning, alive as long as this copy.
+    pub(crate) fn base(&self) -> PublishedRef<'_> {
+        // SAFETY: the update lock's holder is who retires it, and does so after this copy is gone.
+        unsafe { PublishedRef::new(self.base) }
+    }
+
+    /// The base's root.
+    pub(crate) fn base_object(&self) -> Object {
+        // SAFETY: as in base().
+        unsafe { object_of(self.base.cast()) }
+    }
+
+    /// A slot of the base or of this copy.
+    pub(crate) fn slot(&self, record: NonNull<Record>) -> &Memslot {
+        // SAFETY: records of both live as long as this copy, but for those that free_record() has taken.
+        unsafe { &record.as_ref().slot }
+    }
+
+    /// The stamp that the next record may have, and all later ones.
+    pub(crate) fn next_stamp(&self) -> u64 {
+        // SAFETY: see the field.
+        unsafe { self.store.as_ref() }.next_stamp
+    }
+
+    // ---- editing ----
+
+    /// Reserves what `edits` changes of one slot each in an address space can allocate. Nothing else fails.
+    #[inline(always)]
+    pub(crate) fn reserve(&mut self, as_id: u16, edits: usize) -> Result<()> {
+        let bytes = self.state().space(as_id).map_or(0, Space::bytes_to_edit);
+        self.replaced.try_reserve(edits * REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
+        self.store().pool.reserve(edits * bytes)
+    }
+
+    /// Changes one address space. Should that panic, nobody knows what the copy is.
+    #[inline(always)]
+    fn edit<T>(&mut self, as_id: u16, change: impl FnOnce(&mut Space, &mut Editor<'_>) -> T) -> T {
+        // SAFETY: the store is as the field says. The root is this copy's own until it is published, and nobody looks at it
+        // meanwhile.
+        let (store, spaces) = unsafe { (self.store.as_mut(), Published::spaces_mut(self.root)) };
+        let mut editor = Editor { pool: &mut store.pool, stamp: self.stamp, replaced: Some(&mut self.replaced) };
+        self.in_edit = true;
+        let result = change(&mut spaces[as_id as usize], &mut editor);
+        self.in_edit = false;
+        result
+    }
+
+    /// Sets the figures of an address space.
+    pub(crate) fn add_to_generation(&mut self, as_id: u16, steps: u64) {
+        self.edit(as_id, |space, _| space.generation += steps);
+    }
+
+    /// A record of this copy's, from reserved memory. `stamp` is the copy's own, or one from `next_stamp` on.
+    #[inline(always)]
+    pub(crate) fn new_record(&mut self, stamp: Stamp, slot: Memslot) -> NonNull<Record> {
+        debug_assert!(stamp.0 >= self.stamp.0);
+        let store = self.store();
+        store.next_stamp = store.next_stamp.max(stamp.0 + 1);
+        Record::create(&mut store.pool, stamp, slot)
+    }
+
+    /// A record with this copy's own stamp.
+    #[inline(always)]
+    pub(crate) fn new_own_record(&mut self, slot: Memslot) -> NonNull<Record> {
+        self.new_record(self.stamp, slot)
+    }
+
+    /// Frees a record that this copy made and that it has let go of.
+    pub(crate) fn free_record(&mut self, record: NonNull<Record>) {
+        // SAFETY: of this copy, so alive.
+        debug_assert!(unsafe { record.as_ref() }.stamp.0 >= self.stamp.0, "a record of the base");
+        // SAFETY: never published.
+        unsafe { self.store().pool.free(Record::object(record)) };
+    }
+
+    /// Adds a slot. The caller has reserved memory for it, and seen that its id and frames are free.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, record: NonNull<Record>, shift: u32) {
+        let as_id = self.slot(record).as_id;
+        // SAFETY: the caller's promise.
+        self.edit(as_id, |space, editor| unsafe { space.add(editor, record, shift) });
+    }
+
+    /// Takes a slot out, which the caller has found in this copy.
+    #[inline(always)]
+    pub(crate) fn remove(&mut self, record: NonNull<Record>, shift: u32) {
+        let as_id = self.slot(record).as_id;
+        // SAFETY: reserved; the caller's promise.
+        self.edit(as_id, |space, editor| unsafe { space.remove(editor, record, shift) });
+    }
+
+    /// Puts a record in the place of another of the same slot, which the caller has found in this copy.
+    #[inline(always)]
+    pub(crate) fn replace(&mut self, old: NonNull<Record>, new: NonNull<Record>, shift: u32) {
+        let as_id = self.slot(new).as_id;
+        // SAFETY: reserved; the caller's promise, who has seen that the new frames are free.
+        self.edit(as_id, |space, editor| unsafe { space.replace(editor, old, new, shift) });
+    }
+
+    /// Puts a record with other flags in the place of the slot's.
+    pub(crate) fn mark(&mut self, record: NonNull<Record>) {
+        let as_id = self.slot(record).as_id;
+        // SAFETY: reserved; the caller has found the slot, with the same id, frames and size, in this copy.
+        self.edit(as_id, |space, editor| unsafe { space.mark(editor, record) });
+    }
+
+    // ---- a whole address space ----
+
+    /// Takes all slots out of an address space. Its nodes count as replaced.
+    ///
+    /// # Errors
+    /// `ENOMEM`; the space is as it was then.
+    pub(crate) fn clear(&mut self, as_id: u16) -> Result<()> {
+        let Some(&space) = self.state().space(as_id) else { return Ok(()) };
+        debug_assert!(self.replaced.is_empty(), "nothing was edited before");
+        let mut nodes = 0;
+        // SAFETY: alive; nothing is freed.
+        unsafe { space.for_each_node(&|_| false, &mut |_| nodes += 1) };
+        self.replaced.try_reserve(nodes).map_err(|_| Errno::ENOMEM)?;
+        let replaced = &mut self.replaced;
+        // SAFETY: alive; nothing is freed.
+        unsafe { space.for_each_node(&|_| false, &mut |node| replaced.push(object_of(node))) };
+        self.edit(as_id, |now, _| *now = Space::empty(space.generation));
+        Ok(())
+    }
+
+    /// Adds a slot by its id only, to a space whose trees are empty until `build`. The caller has seen that the id is free.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn list(&mut self, stamp: Stamp, slot: Memslot) -> Result<NonNull<Record>> {
+        self.replaced.try_reserve(REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
+        self.store().pool.reserve(Space::BYTES_TO_LIST)?;
+        let record = self.new_record(stamp, slot);
+        // SAFETY: reserved; the caller's promise.
+        self.edit(slot.as_id, |space, editor| unsafe { space.list(editor, record) });
+        Ok(record)
+    }
+
+    /// Builds the trees of a space out of the slots that were listed. None where two of them share a frame, or memory is
+    /// short; the copy is good for nothing but to be dropped then.
+    pub(crate) fn build(
+        &mut self,
+        as_id: u16,
+        records: impl Iterator<Item = NonNull<Record>> + Clone,
+        shift: u32,
+    ) -> Option<()> {
+        let count = self.state().space(as_id)?.count as usize;
+        let mut entries: Vec<Entry> = Vec::new();
+        entries.try_reserve_exact(count).ok()?;
+        self.store().pool.reserve(Space::bytes_to_build(count)).ok()?;
+        // SAFETY: reserved; the caller gives what it has listed, and nothing else.
+        self.edit(as_id, |space, editor| unsafe { space.build(editor, records, &mut entries, shift) })
+    }
+
+    // ---- the end ----
+
+    /// Makes the copy the current state. The caller retires what it has replaced.
+    #[inline(always)]
+    pub(crate) fn publish(mut self, current: &Current, numbers: &mut Numbers) -> Publication {
+        self.check_base();
+        current.publish(self.root, numbers);
+        let replaced = std::mem::take(&mut self.replaced);
+        let publication = Publication { root: self.root, stamp: self.stamp, replaced };
+        std::mem::forget(self);
+        publication
+    }
+
+    /// How many objects only this copy has.
+    pub(crate) fn count_own_objects(&self) -> usize {
+        let mut own = 1;
+        // SAFETY: this copy's own; nothing is freed.
+        unsafe {
+            for_each_own_node(self.root, self.stamp, &mut |_| own += 1);
+            for_each_own_record(self.root, self.stamp, &mut |_| own += 1);
+        }
+        own
+    }
+
+    /// How many objects it has replaced, but for the base's root and records.
+    pub(crate) fn count_replaced(&self) -> usize {
+        self.replaced.len()
+    }
+
+    /// Fails where the base is not what it was.
+    fn check_base(&self) {
+        #[cfg(debug_assertions)]
+        assert_eq!(self.base().fingerprint(), self.fingerprint, "a published snapshot was written to");
+    }
+
+    /// Gives the memory of the list of replaced objects back for the next copy.
+    pub(crate) fn recycle(store: &mut Store, mut replaced: Vec<Object>) {
+        replaced.clear();
+        replaced.shrink_to(ROOM_KEPT);
+        store.replaced = replaced;
+    }
+}
+
+impl Drop for WorkingCopy {
+    fn drop(&mut self) {
+        self.check_base();
+        // SAFETY: see the field.
+        let store = unsafe { &mut *self.store.as_ptr() };
+        if self.in_edit {
+            // After a panic in the middle of a change the copy may be anything: its memory goes with the table.
+            return store.pool.expect_leaks();
+        }
+        // SAFETY: nobody has ever seen what is this copy's own; records first, for nodes lead to them.
+        unsafe {
+            for_each_own_record(self.root, self.stamp, &mut |record| store.pool.free(Record::object(record)));
+            for_each_own_node(self.root, self.stamp, &mut |node| store.pool.free(object_of(node)));
+            store.pool.free(object_of(self.root.cast()));
+        }
+        Self::recycle(store, std::mem::take(&mut self.replaced));
+    }
+}
