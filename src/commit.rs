@@ -18,10 +18,11 @@ use crate::error::{Errno, Refused, Result};
 use crate::hooks::{Change, Hooks};
 use crate::index::pool::Object;
 use crate::journal::{Journal, Outcome};
+use crate::ledger::Ledger;
 use crate::plan::{self, Difference, Step};
 use crate::shared::Updating;
 use crate::slot::{Memslot, Region, INVALID};
-use crate::snapshot::Record;
+use crate::snapshot::{host_pages, Record};
 use crate::working_copy::{Publication, WorkingCopy};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::ptr::NonNull;
@@ -89,7 +90,24 @@ impl<'l, 'a> Commit<'l, 'a> {
         let invalid = if flushes { Some(InvalidPhase::new(lock, &changes)?) } else { None };
         let mut commit = Commit { lock, copy, journal, changes, steps, invalid, waits };
         commit.reserve_retired()?;
+        commit.reserve_ledger()?;
         Ok(commit)
+    }
+
+    /// Room for the host memory that loses its last slot, and for the cuts where a slot maps some again.
+    fn reserve_ledger(&mut self) -> Result<()> {
+        if !wants_unmap(self.lock) {
+            return Ok(());
+        }
+        let mut calls = 0;
+        let shift = self.lock.shared.limits.page_shift;
+        for entry in self.journal.iter() {
+            calls += entry.after.is_some() as usize;
+            let Some(before) = entry.before else { continue };
+            let pages = host_pages(self.lock.slot(before), shift);
+            self.copy.state().for_each_unmapped(pages, shift, &mut |_| calls += 1);
+        }
+        self.lock.writer().ledger.reserve(calls)
     }
 
     /// Room for all that the publications can retire: what was replaced and its records, the base, the INVALID state.
@@ -212,6 +230,7 @@ impl<'l, 'a> Commit<'l, 'a> {
             retire_view(lock, view);
         }
         retire_base(lock, publication, base, &journal);
+        note_in_ledger(lock, &journal);
         lock.writer().entries = journal.into_memory();
         // As the kernel does it: with sync, no reader is left with the old state when the commit hooks run.
         lock.settle(waits);
@@ -278,6 +297,29 @@ fn retire_base(lock: &mut Updating, publication: Publication, base: Object, jour
         }
     }
     lock.recycle(publication);
+}
+
+fn wants_unmap(lock: &Updating) -> bool {
+    lock.shared.hooks.as_deref().is_some_and(|hooks| hooks.wants_unmap())
+}
+
+/// Notes which host memory the current state has taken from its last slot, and which it maps again.
+fn note_in_ledger(lock: &mut Updating, journal: &Journal) {
+    if !wants_unmap(lock) {
+        return;
+    }
+    let shift = lock.shared.limits.page_shift;
+    let bag = lock.writer().lane.next_bag();
+    // Out of the lock for a moment, so that state and ledger can be looked at together.
+    let mut ledger = std::mem::replace(&mut lock.writer().ledger, Ledger::new());
+    for after in journal.iter().filter_map(|entry| entry.after) {
+        ledger.remove(host_pages(lock.slot(after), shift));
+    }
+    for before in journal.iter().filter_map(|entry| entry.before) {
+        let pages = host_pages(lock.slot(before), shift);
+        lock.current().for_each_unmapped(pages, shift, &mut |pages| ledger.add(pages, bag));
+    }
+    lock.writer().ledger = ledger;
 }
 
 fn differences(lock: &Updating, journal: &Journal) -> Result<Vec<Difference>> {

@@ -275,6 +275,16 @@ impl Lane {
         Ok(())
     }
 
+    /// The number of the bag that what is retired next goes into.
+    pub(crate) fn next_bag(&self) -> u64 {
+        self.sealed + 1
+    }
+
+    /// All bags up to this number have been emptied.
+    pub(crate) fn emptied(&self) -> u64 {
+        self.emptied
+    }
+
     /// The newest sealed bag's number: what was retired up to now has at most this one, where nothing is pending.
     pub(crate) fn sealed(&self) -> u64 {
         self.sealed

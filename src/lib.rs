@@ -40,6 +40,7 @@
 //! - `lock`: the update lock
 //! - `working_copy`: a state that is being edited
 //! - `journal`: what each slot has gone through, and what that comes to
+//! - `ledger`: host memory that no slot maps any more
 //! - `plan`: from two states to the calls that KVM accepts
 //! - `kvm`: the real VM behind a table
 //! - `trace`: a line for every change
@@ -63,6 +64,7 @@ mod hooks;
 mod index;
 mod journal;
 pub mod kvm;
+mod ledger;
 mod lock;
 mod memory;
 mod plan;

@@ -13,10 +13,11 @@ use crate::index::object_of;
 use crate::index::pool::Pool;
 use crate::journal::Entry;
 use crate::kvm::{Backend, OutOfStep};
+use crate::ledger::Ledger;
 use crate::lock::UpdateLock;
 use crate::presence::{Presence, Readers};
 use crate::published::{publications_between, Current, Numbers};
-use crate::slot::{Limits, Memslot, Region};
+use crate::slot::{Hva, Limits, Memslot, Region};
 use crate::snapshot::{Published, PublishedRef, Record, Space};
 use crate::trace::{Op, Trace};
 use crate::working_copy::{Publication, Store, WorkingCopy};
@@ -24,6 +25,7 @@ use crossbeam_epoch::LocalHandle;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
@@ -62,6 +64,8 @@ pub(crate) struct Writer {
     pub(crate) entries: Vec<Entry>,
     pub(crate) backend: Option<Backend>,
     pub(crate) out_of_step: Option<OutOfStep>,
+    /// Empty without an `unmap` hook.
+    pub(crate) ledger: Ledger,
     pub(crate) trace: Option<Trace>,
     /// Whether an update panicked half-way: what it had changed nobody knows, and there is no other after it.
     poisoned: bool,
@@ -199,6 +203,7 @@ impl Shared {
             entries: Vec::new(),
             backend: None,
             out_of_step: None,
+            ledger: Ledger::new(),
             trace: None,
             poisoned: false,
             last_state: Some(last_state),
@@ -382,7 +387,8 @@ impl<'a> Updating<'a> {
     /// but not where a hook has left a section of this thread open, which would be for ever.
     #[inline(always)]
     pub(crate) fn settle(&mut self, wait: bool) {
-        let owed = self.writer().lane.releases_pending() > 0;
+        let writer = self.writer();
+        let owed = writer.lane.releases_pending() > 0 || writer.ledger.has(writer.lane.next_bag());
         self.seal(owed || wait);
         if wait && !self.shared.readers.in_section() {
             self.wait_for_readers();
@@ -415,9 +421,10 @@ impl<'a> Updating<'a> {
         let shared = self.shared;
         // A release that panics leaves others undone until the table ends.
         let was_in_step = std::mem::replace(&mut self.in_step, true);
-        // SAFETY: the lock is held; lane and pool are apart.
-        let (lane, pool) = unsafe { (&mut (*shared.writer.get()).lane, &mut (*shared.store.get()).pool) };
-        let released = lane.drain(&shared.domain, pool, &mut |gone| shared.release(gone));
+        // SAFETY: the lock is held; writer and pool are apart.
+        let (writer, pool) = unsafe { (&mut *shared.writer.get(), &mut (*shared.store.get()).pool) };
+        let released = writer.lane.drain(&shared.domain, pool, &mut |gone| shared.release(gone));
+        writer.ledger.give_up(writer.lane.emptied(), |pages| shared.unmap(pages));
         self.in_step = was_in_step;
         released
     }
@@ -439,6 +446,22 @@ impl Shared {
     fn release(&self, gone: &Memslot) {
         if let Some(hooks) = &self.hooks {
             hooks.release(gone);
+        }
+    }
+
+    fn unmap(&self, pages: Range<u64>) {
+        if let Some(hooks) = &self.hooks {
+            let shift = self.limits.page_shift;
+            hooks.unmap(Hva(pages.start << shift), (pages.end - pages.start) << shift);
+        }
+    }
+
+    /// Releases the slots of a state that nobody can see any more, and then gives up the memory that they and earlier ones had.
+    fn tell_the_end(&self, state: PublishedRef, ledger: &mut Ledger) {
+        state.for_each_slot(|slot| self.release(slot));
+        if self.hooks.as_ref().is_some_and(|hooks| hooks.wants_unmap()) {
+            ledger.give_up(u64::MAX, |pages| self.unmap(pages));
+            state.for_each_mapped(self.limits.page_shift, &mut |pages| self.unmap(pages));
         }
     }
 
@@ -467,7 +490,8 @@ impl Shared {
         unsafe {
             let pool = &mut (*self.store.get()).pool;
             (*self.writer.get()).lane.free_pending(pool, &mut |gone| self.release(gone));
-            free_publication(old, pool, &mut |gone| self.release(gone));
+            self.tell_the_end(PublishedRef::new(old), &mut (*self.writer.get()).ledger);
+            free_publication(old, pool);
             if poisoned {
                 pool.expect_leaks();
             }
@@ -516,11 +540,16 @@ impl Shared {
             }
         };
         writer.lane.free_all(&shared().domain, pool, &mut release);
+        let current = shared().current.root();
+        if !forked {
+            // SAFETY: alive until it is freed below.
+            shared().tell_the_end(unsafe { PublishedRef::new(current) }, &mut writer.ledger);
+        }
         // SAFETY: nobody reads or updates any more.
-        unsafe { free_publication(shared().current.root(), pool, &mut release) };
+        unsafe { free_publication(current, pool) };
         if let Some(last) = writer.last_state.take() {
             // SAFETY: never published.
-            unsafe { free_publication(last, pool, &mut release) };
+            unsafe { free_publication(last, pool) };
         }
         if writer.poisoned || held {
             pool.expect_leaks();
@@ -528,21 +557,17 @@ impl Shared {
     }
 }
 
-/// Frees a publication with all that is below it, and runs the releases of its slots.
+/// Frees a publication with all that is below it.
 ///
 /// # Safety
 /// Nobody can see it.
-unsafe fn free_publication(root: NonNull<Published>, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) {
+unsafe fn free_publication(root: NonNull<Published>, pool: &mut Pool) {
     // SAFETY: alive until freed at the end.
     let published = unsafe { PublishedRef::new(root) };
     for space in published.spaces() {
-        // SAFETY: the nodes are freed after the walk; words of the gfn tree are records, each of them there once.
+        // SAFETY: each record is there once, and goes before the nodes that lead to it.
         unsafe {
-            let mut walk = space.walk();
-            while let Some(record) = walk.next().and_then(|word| NonNull::new(word.cast::<Record>())) {
-                release(&record.as_ref().slot);
-                pool.free(Record::object(record));
-            }
+            space.for_each_record(&|_| false, &mut |record| pool.free(Record::object(record)));
             space.for_each_node(&|_| false, &mut |node| pool.free(object_of(node)));
         }
     }

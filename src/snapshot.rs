@@ -12,6 +12,7 @@ use crate::index::{Editor, Head, Stamp};
 use crate::slot::{Gfn, Memslot};
 use std::marker::PhantomData;
 use std::mem::size_of;
+use std::ops::Range;
 use std::ptr::{without_provenance_mut, NonNull};
 
 /// A slot as the table keeps it: at one address while any reader may hold it. One cache line. The slot stands first, so that
@@ -77,8 +78,28 @@ pub(crate) struct Published {
 
 /// The hva tree's part of a slot: pages of host memory, under the slot's id.
 fn hva_entry(slot: &Memslot, page_shift: u32) -> Entry {
+    let pages = host_pages(slot, page_shift);
+    Entry { start: pages.start, last: pages.end - 1, word: without_provenance_mut(slot.id as usize) }
+}
+
+/// The pages of host memory that a slot maps.
+pub(crate) fn host_pages(slot: &Memslot, page_shift: u32) -> Range<u64> {
     let start = slot.userspace_addr >> page_shift;
-    Entry { start, last: start + slot.npages - 1, word: without_provenance_mut(slot.id as usize) }
+    start..start + slot.npages
+}
+
+/// Calls `visit` for the ranges of a range of host pages that no slot in some address spaces maps, in order.
+fn visit_unmapped(spaces: &[Space], pages: Range<u64>, page_shift: u32, visit: &mut dyn FnMut(Range<u64>)) {
+    if pages.is_empty() {
+        return;
+    }
+    let Some((space, others)) = spaces.split_first() else { return visit(pages) };
+    let mut start = pages.start;
+    space.for_each_mapped(pages.clone(), page_shift, &mut |mapped| {
+        visit_unmapped(others, start..mapped.start.min(pages.end), page_shift, visit);
+        start = start.max(mapped.end);
+    });
+    visit_unmapped(others, start..pages.end, page_shift, visit);
 }
 
 fn gfn_entry(record: NonNull<Record>) -> Entry {
@@ -350,6 +371,17 @@ impl Space {
         }
     }
 
+    /// Calls `visit` for the host pages of each slot with one in a range, in the order of their first.
+    fn for_each_mapped(&self, pages: Range<u64>, page_shift: u32, visit: &mut dyn FnMut(Range<u64>)) {
+        // SAFETY: as in for_each_slot(). Words of the hva tree are ids, of slots that are there.
+        unsafe {
+            let mut walk = self.walk_hva::<Baseline>(pages.start, pages.end - 1);
+            while let Some(record) = walk.next().and_then(|word| self.find_id(word.addr() as u16)) {
+                visit(host_pages(&record.as_ref().slot, page_shift));
+            }
+        }
+    }
+
     /// Calls `visit` for every record, by id, passing by those below nodes for which `stop` says so.
     ///
     /// # Safety
@@ -482,6 +514,25 @@ impl<'a> PublishedRef<'a> {
     pub(crate) fn for_each_slot(self, mut visit: impl FnMut(&'a Memslot)) {
         for space in self.spaces() {
             space.for_each_slot(&mut visit);
+        }
+    }
+
+    /// Calls `visit` for the ranges of a range of host pages that no slot of any address space maps, in order.
+    pub(crate) fn for_each_unmapped(self, pages: Range<u64>, page_shift: u32, visit: &mut dyn FnMut(Range<u64>)) {
+        visit_unmapped(self.spaces(), pages, page_shift, visit);
+    }
+
+    /// Calls `visit` for the host pages that slots map: for each once, however many do.
+    pub(crate) fn for_each_mapped(self, page_shift: u32, visit: &mut dyn FnMut(Range<u64>)) {
+        let spaces = self.spaces();
+        for (as_id, space) in spaces.iter().enumerate() {
+            let mut seen = 0;
+            space.for_each_mapped(0..u64::MAX, page_shift, &mut |pages| {
+                let new = pages.start.max(seen)..pages.end.max(seen);
+                seen = new.end;
+                // What a space before this one maps was visited there.
+                visit_unmapped(&spaces[..as_id], new, page_shift, visit);
+            });
         }
     }
 
