@@ -68,6 +68,11 @@ impl Library {
         Library { transaction: None, reader, table: Box::new(table), limits: *limits }
     }
 
+    /// Its limits.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// The table.
     pub fn table(&self) -> &Memslots {
         &self.table
@@ -98,7 +103,7 @@ impl Library {
             }
             Op::Merge { as_id, lower, upper } => transaction.merge(as_id, lower, upper),
             Op::Resize { as_id, id, size } => transaction.resize(as_id, id, size),
-            Op::Begin | Op::Commit | Op::Abort => unreachable!("not a change of slots"),
+            _ => unreachable!("not a change of slots"),
         };
         done.map(|()| 0).map_err(errno)
     }
@@ -131,6 +136,7 @@ impl Player for Library {
             Op::Begin => self.begin(),
             Op::Commit => self.end(true),
             Op::Abort => self.end(false),
+            Op::Lock { .. } | Op::Unlock { .. } => return None,
             op => match &mut self.transaction {
                 Some(transaction) => Self::in_transaction(transaction, op, opaque),
                 None => self.single(op, opaque),
@@ -176,10 +182,10 @@ impl Look<'_> {
         let sample = sample(space);
         for slot in &sample {
             self.around(as_id, slot, space)?;
-            same(self.section.find_id(as_id, slot.id).map(seen), Some(bare(slot)), || "find_id".into())?;
+            same(self.section.find_id(as_id, slot.id).map(seen), Some(slot.bare()), || "find_id".into())?;
         }
         for id in [0, 1, 7, 12, 0x7ffb, 0x7ffc, 0xffff] {
-            let wanted = space.by_id(id).map(bare);
+            let wanted = space.by_id(id).map(Slot::bare);
             same(self.section.find_id(as_id, id).map(seen), wanted, || format!("as {as_id}: find_id({id})"))?;
         }
         self.ranges(as_id, space, &sample)
@@ -191,9 +197,9 @@ impl Look<'_> {
         for gfn in [slot.base_gfn.saturating_sub(1), slot.base_gfn, slot.end_gfn() - 1, slot.end_gfn()] {
             let at = format!("as {as_id}, gfn {gfn:#x}");
             let found = self.section.find_gfn(as_id, Gfn(gfn)).map(seen);
-            same(found, space.by_gfn(gfn).map(bare), || format!("{at}: find_gfn"))?;
+            same(found, space.by_gfn(gfn).map(Slot::bare), || format!("{at}: find_gfn"))?;
             let near = self.section.find_gfn_approx(as_id, Gfn(gfn)).map(seen);
-            same(near, space.near_gfn(gfn).map(bare), || format!("{at}: find_gfn_approx"))?;
+            same(near, space.near_gfn(gfn).map(Slot::bare), || format!("{at}: find_gfn_approx"))?;
             let gpa = (gfn << shift) + slot.id as u64 % (1 << shift);
             for (access, write) in [(Access::Read, false), (Access::Write, true)] {
                 let got = self.section.gpa_to_hva(as_id, Gpa(gpa), access);
@@ -205,7 +211,7 @@ impl Look<'_> {
         for hva in [slot.hva.saturating_sub(1), slot.hva, end_hva - 1, end_hva] {
             let found = self.section.find_hva(as_id, Hva(hva)).map(seen);
             let wanted = space.by_hva(hva, shift);
-            same(found, wanted.map(bare), || format!("as {as_id}: find_hva({hva:#x})"))?;
+            same(found, wanted.map(Slot::bare), || format!("as {as_id}: find_hva({hva:#x})"))?;
             let gpa = self.section.hva_to_gpa(as_id, Hva(hva)).map(|gpa| gpa.0).map_err(errno);
             let wanted = wanted.map(|slot| (slot.base_gfn << shift) + (hva - slot.hva)).ok_or(libc::ENOENT);
             same(gpa, wanted, || format!("as {as_id}: hva_to_gpa({hva:#x})"))?;
@@ -254,7 +260,7 @@ fn staged(transaction: &Transaction<'_>, model: &Model) -> Result<(), String> {
         for slot in sample(space) {
             for gfn in [slot.base_gfn.saturating_sub(1), slot.base_gfn, slot.end_gfn() - 1, slot.end_gfn()] {
                 let found = transaction.find_gfn(as_id, Gfn(gfn)).map(seen);
-                same(found, space.by_gfn(gfn).map(bare), || format!("as {as_id}: staged find_gfn({gfn:#x})"))?;
+                same(found, space.by_gfn(gfn).map(Slot::bare), || format!("as {as_id}: staged find_gfn({gfn:#x})"))?;
             }
         }
     }
@@ -271,7 +277,7 @@ fn sample(space: &Space) -> Vec<Slot> {
 }
 
 /// A slot of the library as one of the model, but for the model's count of creations.
-fn seen(slot: &Memslot) -> Slot {
+pub fn seen(slot: &Memslot) -> Slot {
     Slot {
         as_id: slot.as_id,
         id: slot.id,
@@ -286,12 +292,8 @@ fn seen(slot: &Memslot) -> Slot {
     }
 }
 
-fn bare(slot: &Slot) -> Slot {
-    Slot { birth: 0, ..*slot }
-}
-
 fn expected(slots: Vec<&Slot>) -> Vec<Slot> {
-    slots.into_iter().map(bare).collect()
+    slots.into_iter().map(Slot::bare).collect()
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(got: T, wanted: T, what: impl FnOnce() -> String) -> Result<(), String> {

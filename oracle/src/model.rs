@@ -5,9 +5,8 @@
 //! this is what the library and the real kernel are held against, so it must be right by reading. Knows the
 //! operations and the limits of a VM; nothing of the library.
 
-use std::collections::HashMap;
-
 use crate::op::{Op, Outcome, Request, GUEST_MEMFD, ID_ANY, LOG_DIRTY_PAGES, READONLY};
+use crate::update::{Lineage, Update};
 
 const MAX_NPAGES: u64 = (1 << 31) - 1;
 
@@ -43,7 +42,7 @@ impl Default for Limits {
 }
 
 /// A slot of the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)] // the names of the field
 pub struct Slot {
     pub as_id: u16,
@@ -60,6 +59,11 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// The same without the count of creations, of which the library knows nothing.
+    pub fn bare(&self) -> Slot {
+        Slot { birth: 0, ..*self }
+    }
+
     /// First gfn past the slot.
     pub fn end_gfn(&self) -> u64 {
         self.base_gfn + self.npages
@@ -87,10 +91,12 @@ pub struct Model {
     published: Vec<Space>,
     staged: Option<Vec<Space>>,
     births: u64,
-    /// Births of slots that a merge ended, and of those that have their pages.
-    absorbed: HashMap<u64, u64>,
-    /// Whether goers and movers are shown INVALID first, which is a publication of its own.
+    /// Of the slots that are staged.
+    lineage: Lineage,
+    /// Whether slots whose frames lose something are shown INVALID first, which is a publication of its own.
     two_phases: bool,
+    /// What the last operation published.
+    update: Option<Update>,
 }
 
 impl Model {
@@ -98,7 +104,8 @@ impl Model {
     pub fn new(limits: Limits) -> Model {
         let space = |i| Space { slots: Vec::new(), generation: i };
         let published = (0..limits.nr_address_spaces.into()).map(space).collect();
-        Model { limits, published, staged: None, births: 0, absorbed: HashMap::new(), two_phases: false }
+        let lineage = Lineage::default();
+        Model { limits, published, staged: None, births: 0, lineage, two_phases: false, update: None }
     }
 
     /// The same table where something has a flush hook, as the kernel always has.
@@ -132,12 +139,28 @@ impl Model {
         self.staged.as_deref().unwrap_or(&self.published)
     }
 
+    /// What the last operation published; None where nothing changed.
+    pub fn update(&self) -> Option<&Update> {
+        self.update.as_ref()
+    }
+
+    /// What an update leaves behind that a hook refused: the old content was shown again after the INVALID phase, where
+    /// there was one. A transaction stays open here, as if it had been staged anew.
+    pub fn refuse(&mut self, update: &Update) {
+        let step = u64::from(self.limits.nr_address_spaces);
+        if self.two_phases {
+            update.spaces_flushed().for_each(|as_id| self.published[usize::from(as_id)].generation += 2 * step);
+        }
+    }
+
     /// Does one operation; `opaque` counts where it makes a slot.
     pub fn apply(&mut self, op: &Op, opaque: usize) -> Outcome {
+        self.update = None;
         match op {
+            Op::Lock { .. } | Op::Unlock { .. } => {}
             Op::Begin if self.staged.is_some() => return Err(libc::EDEADLK),
             Op::Begin => self.staged = Some(self.published.clone()),
-            Op::Abort => (self.staged, self.absorbed) = (None, HashMap::new()),
+            Op::Abort => (self.staged, self.lineage) = (None, Lineage::default()),
             Op::Commit => {
                 if let Some(staged) = self.staged.take() {
                     self.publish(staged);
@@ -163,13 +186,14 @@ impl Model {
     /// Makes the requests the whole of an address space; the error says which was refused. A slot that is asked for
     /// as it is, elsewhere or with other dirty logging, stays the slot that it is.
     pub fn replace_all(&mut self, as_id: u16, requests: &[Request], opaque: usize) -> Result<(), (i32, usize)> {
+        self.update = None;
         let before = self.published[usize::from(as_id)].clone();
         let mut next = self.published.clone();
         next[usize::from(as_id)].slots.clear();
         for (at, request) in requests.iter().enumerate() {
             self.births += 1;
-            let (limits, absorbed, birth) = (&self.limits, &mut self.absorbed, self.births);
-            let mut edit = Edit { limits, spaces: &mut next, absorbed, opaque: opaque + at, birth };
+            let (limits, lineage, birth) = (&self.limits, &mut self.lineage, self.births);
+            let mut edit = Edit { limits, spaces: &mut next, lineage, opaque: opaque + at, birth };
             edit.place(as_id, request, &before).map_err(|errno| (errno, at))?;
         }
         self.publish(next);
@@ -179,8 +203,8 @@ impl Model {
     fn change(&mut self, op: &Op, opaque: usize) -> Outcome {
         self.births += 1;
         let mut next = self.current().to_vec();
-        let absorbed = &mut self.absorbed;
-        let mut edit = Edit { limits: &self.limits, spaces: &mut next, absorbed, opaque, birth: self.births };
+        let lineage = &mut self.lineage;
+        let mut edit = Edit { limits: &self.limits, spaces: &mut next, lineage, opaque, birth: self.births };
         let id = edit.apply(op)?;
         match &mut self.staged {
             Some(staged) => *staged = next,
@@ -190,48 +214,21 @@ impl Model {
     }
 
     fn publish(&mut self, next: Vec<Space>) {
+        let before = self.published.clone();
+        let lineage = std::mem::take(&mut self.lineage);
+        let update = Update { before, after: next, lineage, page_shift: self.limits.page_shift };
+        if update.changes_nothing() {
+            return;
+        }
         let step = u64::from(self.limits.nr_address_spaces);
-        for (as_id, new) in next.into_iter().enumerate() {
-            let old = &self.published[as_id].slots;
-            if *old == new.slots {
-                continue;
-            }
-            let shown_invalid = self.two_phases && old.iter().any(|slot| self.leaves(slot, &new));
-            let old = &mut self.published[as_id];
-            old.generation += if shown_invalid { 2 * step } else { step };
-            old.slots = new.slots;
+        for (old, new) in self.published.iter_mut().zip(&update.after).filter(|(old, new)| old.slots != new.slots) {
+            old.generation += step;
+            old.slots = new.slots.clone();
         }
-        self.absorbed.clear();
-    }
-
-    /// Whether what readers derived from a slot goes stale: it ends or moves, or loses pages that no other slot took
-    /// over with their memory.
-    fn leaves(&self, old: &Slot, new: &Space) -> bool {
-        let Some(now) = new.slots.iter().find(|slot| slot.birth == old.birth) else {
-            return self.heir(old, new).is_none();
-        };
-        match now.npages == old.npages {
-            true => now.base_gfn != old.base_gfn,
-            false => !(old.base_gfn..old.end_gfn()).all(|gfn| {
-                let hva = |slot: &Slot| slot.hva_of(gfn, self.limits.page_shift);
-                new.by_gfn(gfn).is_some_and(|slot| hva(slot) == hva(old))
-            }),
+        if self.two_phases {
+            update.spaces_flushed().for_each(|as_id| self.published[usize::from(as_id)].generation += step);
         }
-    }
-
-    /// The slot that has all of a merged slot's pages.
-    fn heir<'a>(&self, old: &Slot, new: &'a Space) -> Option<&'a Slot> {
-        let mut birth = self.absorbed.get(&old.birth)?;
-        while let Some(next) = self.absorbed.get(birth) {
-            birth = next;
-        }
-        let covers = |slot: &&Slot| {
-            slot.birth == *birth
-                && slot.base_gfn <= old.base_gfn
-                && old.end_gfn() <= slot.end_gfn()
-                && slot.hva_of(old.base_gfn, self.limits.page_shift) == old.hva
-        };
-        new.slots.iter().find(covers)
+        self.update = Some(update);
     }
 }
 
@@ -239,7 +236,7 @@ impl Model {
 struct Edit<'a> {
     limits: &'a Limits,
     spaces: &'a mut [Space],
-    absorbed: &'a mut HashMap<u64, u64>,
+    lineage: &'a mut Lineage,
     opaque: usize,
     birth: u64,
 }
@@ -264,7 +261,7 @@ impl Edit<'_> {
             Op::Split { as_id, id, at, new_id } => self.split(as_id, id, at, new_id),
             Op::Merge { as_id, lower, upper } => self.merge(as_id, lower, upper),
             Op::Resize { as_id, id, size } => self.resize(as_id, id, size),
-            Op::Begin | Op::Commit | Op::Abort => unreachable!("not a change of slots"),
+            _ => unreachable!("not a change of slots"),
         }
     }
 
@@ -358,6 +355,7 @@ impl Edit<'_> {
             birth: self.birth,
             ..lower
         };
+        self.lineage.cut_from.insert(upper.birth, lower.birth);
         self.replace(&lower, Slot { npages: below, ..lower })?;
         self.insert(upper)?;
         Ok(new_id)
@@ -373,7 +371,7 @@ impl Edit<'_> {
         if !continues || lower.npages + upper.npages > MAX_NPAGES {
             return Err(libc::EINVAL);
         }
-        self.absorbed.insert(upper.birth, lower.birth);
+        self.lineage.absorbed.insert(upper.birth);
         self.remove(&upper)?;
         self.replace(&lower, Slot { npages: lower.npages + upper.npages, ..lower })
     }
@@ -496,7 +494,13 @@ impl Slot {
         }
     }
 
-    fn hva_of(&self, gfn: u64, page_shift: u32) -> u64 {
+    /// Whether it holds a gfn.
+    pub fn holds(&self, gfn: u64) -> bool {
+        self.base_gfn <= gfn && gfn - self.base_gfn < self.npages
+    }
+
+    /// The memory of a gfn that it holds.
+    pub fn hva_of(&self, gfn: u64, page_shift: u32) -> u64 {
         self.hva + ((gfn - self.base_gfn) << page_shift)
     }
 
@@ -516,7 +520,7 @@ impl Space {
 
     /// The slot that holds a gfn.
     pub fn by_gfn(&self, gfn: u64) -> Option<&Slot> {
-        self.slots.iter().find(|s| s.base_gfn <= gfn && gfn - s.base_gfn < s.npages)
+        self.slots.iter().find(|s| s.holds(gfn))
     }
 
     /// The slot that holds a gfn, or the one below it, or the lowest.

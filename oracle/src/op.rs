@@ -11,7 +11,8 @@
 //! ```
 //!
 //! `gen` and `result` are what was observed; a file written by hand may leave them out, as it may leave out any
-//! field that is zero. For `split`, `gpa` is the cut and `hva` the new id; for `merge`, `hva` is the upper id.
+//! field that is zero. For `split`, `gpa` is the cut and `hva` the new id; for `merge`, `hva` is the upper id; for
+//! `lock` and `unlock`, `slot` is the reader.
 
 use std::fmt;
 
@@ -41,8 +42,8 @@ pub struct Request {
     pub offset: u64,
 }
 
-/// One operation on a table. A `Commit` or `Abort` with nothing open is nothing at all, so that any
-/// subsequence of operations is a sequence of operations.
+/// One operation on a table. A `Commit` or `Abort` with nothing open is nothing at all, and so are a `Lock` of what is
+/// open and an `Unlock` of what is not, so that any subsequence of operations is a sequence of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // one field list for all: address space, id, bytes
 pub enum Op {
@@ -85,6 +86,14 @@ pub enum Op {
     Begin,
     Commit,
     Abort,
+    /// Begin a read-side section. No trace has these: they are for players that have readers of their own.
+    Lock {
+        reader: u16,
+    },
+    /// End it.
+    Unlock {
+        reader: u16,
+    },
 }
 
 /// An operation with what was seen when it was recorded.
@@ -113,12 +122,19 @@ impl Op {
             Op::Begin => "begin",
             Op::Commit => "commit",
             Op::Abort => "abort",
+            Op::Lock { .. } => "lock",
+            Op::Unlock { .. } => "unlock",
         }
     }
 
     /// Whether it only exists inside a transaction.
     pub fn needs_transaction(&self) -> bool {
         matches!(self, Op::Split { .. } | Op::Merge { .. } | Op::Resize { .. })
+    }
+
+    /// Whether it changes slots, or stages a change.
+    pub fn is_change(&self) -> bool {
+        !matches!(self, Op::Begin | Op::Commit | Op::Abort | Op::Lock { .. } | Op::Unlock { .. })
     }
 
     /// All fields in one shape, unused ones zero: what a line prints.
@@ -132,6 +148,7 @@ impl Op {
             Op::Split { as_id, id, at, new_id } => Request { as_id, id, gpa: at, hva: new_id.into(), ..zero },
             Op::Merge { as_id, lower, upper } => Request { as_id, id: lower, hva: upper.into(), ..zero },
             Op::Resize { as_id, id, size } => Request { as_id, id, size, ..zero },
+            Op::Lock { reader } | Op::Unlock { reader } => Request { id: reader, ..zero },
             Op::Begin | Op::Commit | Op::Abort => zero,
         }
     }
@@ -152,6 +169,8 @@ impl Op {
             "begin" => Op::Begin,
             "commit" => Op::Commit,
             "abort" => Op::Abort,
+            "lock" => Op::Lock { reader: id },
+            "unlock" => Op::Unlock { reader: id },
             _ => return Err(format!("unknown op={name}")),
         })
     }

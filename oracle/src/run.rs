@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::compare::{Divergence, Tally};
 use crate::op::{self, Op};
 use crate::shrink::shrink;
+use crate::world::Seed;
 
 /// How long a failure may be shrunk; what there is by then is good enough.
 const SHRINKING: Duration = Duration::from_secs(60);
@@ -26,6 +27,17 @@ pub fn seed(test: &str) -> u64 {
 /// How many operations a run does: `MEMSLOTS_OPS`, or the test's own number.
 pub fn size(usual: u64) -> u64 {
     number("MEMSLOTS_OPS").unwrap_or(usual)
+}
+
+/// How many cases a property is tried on: `MEMSLOTS_CASES`, or the test's own number.
+pub fn cases(usual: u64) -> u64 {
+    number("MEMSLOTS_CASES").unwrap_or(usual)
+}
+
+/// Tries a property on so many cases, each with choices of its own.
+pub fn each_case(test: &str, usual: u64, mut case: impl FnMut(&mut Seed)) {
+    let mut seeds = Seed(seed(test));
+    (0..cases(usual)).for_each(|_| case(&mut Seed(seeds.draw())));
 }
 
 /// A line on the real stderr.

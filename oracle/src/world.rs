@@ -52,6 +52,101 @@ impl Choose for Seed {
     }
 }
 
+/// How often what happens, each against the sum of those that can happen.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights {
+    /// The one operation that the kernel has.
+    pub set: u64,
+    /// The others that a table has, alone or in a transaction.
+    pub create: u64,
+    /// As above.
+    pub delete: u64,
+    /// As above.
+    pub move_slot: u64,
+    /// As above.
+    pub flags: u64,
+    /// A create over frames that are free, with the memory that they had, if they had any.
+    pub refill: u64,
+    /// Only while a transaction is open, as are the next two.
+    pub split: u64,
+    /// As above.
+    pub merge: u64,
+    /// As above.
+    pub resize: u64,
+    /// While none is open; 0: there are no transactions.
+    pub begin: u64,
+    /// While one is open.
+    pub commit: u64,
+    /// While one is open.
+    pub abort: u64,
+    /// A reader's section begins or ends.
+    pub section: u64,
+    /// Of 12 operations so many are about a slot that is there.
+    pub known: u64,
+    /// Of 12 regions so many have the memory that belongs to their frames: neighbours continue each other.
+    pub at_home: u64,
+    /// Once in so many the size is nonsense.
+    pub odd_size: u64,
+}
+
+/// Anything about anything, mostly the kernel's own operation.
+const MIXED: Weights = Weights {
+    set: 400,
+    create: 50,
+    delete: 50,
+    move_slot: 50,
+    flags: 50,
+    refill: 0,
+    split: 100,
+    merge: 100,
+    resize: 100,
+    begin: 0,
+    commit: 90,
+    abort: 22,
+    section: 0,
+    known: 4,
+    at_home: 1,
+    odd_size: 2,
+};
+
+/// What befalls a slot befalls it again, and its neighbours with it.
+const CROWDED: Weights = Weights {
+    set: 30,
+    create: 30,
+    delete: 80,
+    move_slot: 70,
+    flags: 50,
+    refill: 150,
+    split: 140,
+    merge: 140,
+    resize: 100,
+    begin: 400,
+    commit: 90,
+    abort: 25,
+    section: 0,
+    known: 11,
+    at_home: 10,
+    odd_size: 24,
+};
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug)]
+enum Verb {
+    Set,
+    Create,
+    Delete,
+    Move,
+    Flags,
+    Refill,
+    Split,
+    Merge,
+    Resize,
+    Begin,
+    Commit,
+    Abort,
+    Section,
+}
+
 /// How large a world is and what happens in it.
 #[derive(Clone, Copy, Debug)]
 pub struct World {
@@ -59,18 +154,20 @@ pub struct World {
     pub ids: u16,
     /// Gfns 0 to here are the common ones.
     pub pages: u64,
+    /// Pages of the largest sound slot.
+    pub largest: u64,
     /// The VM that the limits are tried of.
     pub limits: Limits,
-    /// Whether there are transactions, and so split, merge and resize.
-    pub transactions: bool,
-    /// Whether an operation may be other than the one that the kernel has.
-    pub more_than_set: bool,
+    /// What happens how often.
+    pub weights: Weights,
+    /// Readers that have sections.
+    pub readers: u16,
 }
 
 impl World {
     /// A dozen slots on 64 pages.
     pub fn small(limits: Limits) -> World {
-        World { ids: 12, pages: 64, limits, transactions: false, more_than_set: true }
+        World { ids: 12, pages: 64, largest: 16, limits, weights: MIXED, readers: 0 }
     }
 
     /// Enough slots for a tree of several levels.
@@ -78,14 +175,25 @@ impl World {
         World { ids: 3000, pages: 24_000, ..World::small(limits) }
     }
 
+    /// A handful of slots that lie next to each other, and transactions in which they are split, merged, resized,
+    /// moved, ended and made again over each other's frames, so that a slot goes through several of these.
+    pub fn crowded(limits: Limits) -> World {
+        World { ids: 7, pages: 28, largest: 7, limits, weights: CROWDED, readers: 0 }
+    }
+
     /// The same with transactions.
     pub fn with_transactions(self) -> World {
-        World { transactions: true, ..self }
+        World { weights: Weights { begin: 150, ..self.weights }, ..self }
+    }
+
+    /// The same with sections of so many readers.
+    pub fn with_readers(self, readers: u16) -> World {
+        World { weights: Weights { section: 100, ..self.weights }, readers, ..self }
     }
 
     /// The same with nothing but what `KVM_SET_USER_MEMORY_REGION2` can say.
     pub fn set_only(self) -> World {
-        World { more_than_set: false, ..self }
+        World { weights: Weights { create: 0, delete: 0, move_slot: 0, flags: 0, refill: 0, ..self.weights }, ..self }
     }
 
     /// `n` operations after those in `ops`, each chosen with a view of what those before it have made.
@@ -110,34 +218,105 @@ impl World {
 
     /// The next operation on a table like this.
     pub fn op(&self, choose: &mut impl Choose, model: &Model) -> Op {
-        let open = model.in_transaction();
-        if self.transactions && choose.once_in(if open { 9 } else { 5 }) {
-            return bracket(choose, open);
+        let known = choose.below(12) < self.weights.known;
+        let known = known.then(|| self.known(choose, model)).flatten();
+        match self.verb(choose, model.in_transaction()) {
+            Verb::Set => Op::Set(self.set(choose, known)),
+            Verb::Create => Op::Create(self.create(choose)),
+            Verb::Refill => Op::Create(self.refill(choose, model)),
+            Verb::Split => self.split(choose, known, model),
+            Verb::Merge => self.merge(choose, known, model),
+            Verb::Begin => Op::Begin,
+            Verb::Commit => Op::Commit,
+            Verb::Abort => Op::Abort,
+            Verb::Section => self.section(choose),
+            verb => self.named(choose, verb, known, model),
         }
-        let known = choose.once_in(3).then(|| self.known(choose, model)).flatten();
-        if open && choose.once_in(3) {
-            return match known {
-                Some(slot) => self.reshape_known(choose, &slot, model),
-                None => self.reshape(choose),
-            };
+    }
+
+    fn verb(&self, choose: &mut impl Choose, open: bool) -> Verb {
+        let w = &self.weights;
+        let in_transaction = |weight: u64| if open { weight } else { 0 };
+        let verbs = [
+            (w.set, Verb::Set),
+            (w.create, Verb::Create),
+            (w.delete, Verb::Delete),
+            (w.move_slot, Verb::Move),
+            (w.flags, Verb::Flags),
+            (w.refill, Verb::Refill),
+            (in_transaction(w.split), Verb::Split),
+            (in_transaction(w.merge), Verb::Merge),
+            (in_transaction(w.resize), Verb::Resize),
+            (if open { w.begin.div_ceil(32) } else { w.begin }, Verb::Begin), // one in another is refused
+            (in_transaction(w.commit), Verb::Commit),
+            (in_transaction(w.abort), Verb::Abort),
+            (w.section, Verb::Section),
+        ];
+        let mut left = choose.below(verbs.iter().map(|(weight, _)| weight).sum());
+        let chosen = verbs.into_iter().find(|(weight, _)| {
+            let chosen = left < *weight;
+            left = left.saturating_sub(*weight);
+            chosen
+        });
+        chosen.expect("the sum is that of the weights").1
+    }
+
+    fn section(&self, choose: &mut impl Choose) -> Op {
+        let reader = choose.below(self.readers.max(1).into()) as u16;
+        match choose.below(2) {
+            0 => Op::Lock { reader },
+            _ => Op::Unlock { reader },
         }
-        if self.more_than_set && choose.once_in(3) {
-            return self.single(choose, known);
-        }
+    }
+
+    fn set(&self, choose: &mut impl Choose, known: Option<Slot>) -> Request {
         let request = match known {
             Some(slot) => self.nearly(choose, slot.request(self.limits.page_shift)),
             None => self.request(choose),
         };
         match choose.below(8) {
-            0 => Op::Set(Request { size: 0, ..request }),
-            _ => Op::Set(request),
+            0 => Request { size: 0, ..request },
+            _ => request,
+        }
+    }
+
+    fn create(&self, choose: &mut impl Choose) -> Request {
+        let request = self.request(choose);
+        if choose.once_in(2) {
+            return request;
+        }
+        // Without memfd: which part of the file is free depends on the id.
+        Request { id: ID_ANY, flags: request.flags & !GUEST_MEMFD, memfd: -1, ..request }
+    }
+
+    /// One of those that name a slot and at most one other thing: often what it was before the transaction.
+    fn named(&self, choose: &mut impl Choose, verb: Verb, known: Option<Slot>, model: &Model) -> Op {
+        let (as_id, id) = match known {
+            Some(slot) => (slot.as_id, slot.id),
+            None => (self.as_id(choose), self.id(choose)),
+        };
+        let before = model.spaces().get(usize::from(as_id)).and_then(|space| space.by_id(id));
+        let before = before.filter(|_| choose.once_in(4)).map(|slot| slot.request(self.limits.page_shift));
+        match verb {
+            Verb::Delete => Op::Delete { as_id, id },
+            Verb::Move => Op::Move { as_id, id, gpa: before.map_or_else(|| self.place(choose, known), |was| was.gpa) },
+            Verb::Resize => {
+                Op::Resize { as_id, id, size: before.map_or_else(|| self.size(choose, id), |was| was.size) }
+            }
+            _ => {
+                let now = known.filter(|_| choose.once_in(2)).map(|slot| slot.flags ^ LOG_DIRTY_PAGES);
+                let flags = before.map(|was| was.flags).or(now).unwrap_or_else(|| self.flags(choose, id));
+                Op::Flags { as_id, id, flags }
+            }
         }
     }
 
     /// A slot that is there.
     fn known(&self, choose: &mut impl Choose, model: &Model) -> Option<Slot> {
-        let slots = &model.current()[choose.below(self.limits.nr_address_spaces.into()) as usize].slots;
-        (!slots.is_empty()).then(|| choose.one(slots))
+        let spaces = model.current().iter().map(|space| &space.slots).filter(|slots| !slots.is_empty());
+        let nr_spaces = spaces.clone().count() as u64;
+        let slots = spaces.clone().nth(choose.below(nr_spaces.max(1)) as usize)?;
+        Some(choose.one(slots))
     }
 
     /// A slot's own request, but for one thing.
@@ -153,59 +332,102 @@ impl World {
         request
     }
 
-    fn reshape_known(&self, choose: &mut impl Choose, slot: &Slot, model: &Model) -> Op {
-        let Slot { as_id, id, base_gfn, npages, .. } = *slot;
-        let above = model.current()[usize::from(as_id)].by_gfn(base_gfn + npages);
-        match (choose.below(4), above) {
-            (0 | 1, Some(upper)) => Op::Merge { as_id, lower: id, upper: upper.id },
-            (2, _) => Op::Resize { as_id, id, size: self.size(choose, id) },
-            _ => {
-                let cut = base_gfn + choose.below(npages.min(16) + 1);
-                let new_id = if choose.once_in(3) { ID_ANY } else { self.id(choose) };
-                Op::Split { as_id, id, at: cut << self.limits.page_shift, new_id }
-            }
+    fn split(&self, choose: &mut impl Choose, known: Option<Slot>, model: &Model) -> Op {
+        let Some(Slot { as_id, id, base_gfn, npages, .. }) = known else {
+            let (as_id, id, at) = (self.as_id(choose), self.id(choose), self.gpa(choose));
+            return Op::Split { as_id, id, at, new_id: self.new_id(choose, as_id, model) };
+        };
+        let cut = match npages {
+            2.. if !choose.once_in(8) => base_gfn + 1 + choose.below((npages - 1).min(16)),
+            _ => base_gfn + choose.below(npages.min(16) + 1),
+        };
+        Op::Split { as_id, id, at: cut << self.limits.page_shift, new_id: self.new_id(choose, as_id, model) }
+    }
+
+    fn merge(&self, choose: &mut impl Choose, known: Option<Slot>, model: &Model) -> Op {
+        let of = |slot: &Slot| &model.current()[usize::from(slot.as_id)];
+        let pair = known.map(|known| match of(&known).by_gfn(known.end_gfn()) {
+            None => (of(&known).by_gfn(known.base_gfn.wrapping_sub(1)).copied(), Some(known)),
+            above => (Some(known), above.copied()),
+        });
+        match pair {
+            Some((Some(lower), Some(upper))) => Op::Merge { as_id: lower.as_id, lower: lower.id, upper: upper.id },
+            _ => Op::Merge { as_id: self.as_id(choose), lower: self.id(choose), upper: self.id(choose) },
+        }
+    }
+
+    /// An id for a piece: any, none in particular, or one that is free, be it only since the transaction began.
+    fn new_id(&self, choose: &mut impl Choose, as_id: u16, model: &Model) -> u16 {
+        let id = self.id(choose);
+        match (choose.below(3), model.current().get(usize::from(as_id))) {
+            (0, _) => ID_ANY,
+            (1, Some(space)) => (id..=id.saturating_add(self.ids)).find(|id| space.by_id(*id).is_none()).unwrap_or(id),
+            _ => id,
+        }
+    }
+
+    /// A slot over frames that are free: with the memory, and often the flags, of the slot that was there before the
+    /// transaction, or else with the memory that belongs to them.
+    fn refill(&self, choose: &mut impl Choose, model: &Model) -> Request {
+        let as_id = choose.below(self.limits.nr_address_spaces.into()) as u16;
+        let now = &model.current()[usize::from(as_id)];
+        let free = |gfn: &u64| now.by_gfn(*gfn).is_none();
+        let Some(start) = (choose.below(self.pages)..self.pages).find(free) else { return self.request(choose) };
+        let most = 1 + choose.below(self.largest);
+        let npages = (start..start + most).take_while(free).count() as u64;
+        let was = model.space(as_id).by_gfn(start).filter(|_| !choose.once_in(5));
+        let memory = was.map(|was| was.hva_of(start, self.limits.page_shift));
+        let hva = memory.unwrap_or_else(|| self.home(choose, start));
+        let toggled = choose.one(&[0, 0, 0, 0, 0, READONLY, LOG_DIRTY_PAGES, GUEST_MEMFD]);
+        let flags = (was.map_or(0, |was| was.flags) ^ toggled) & self.limits.supported_flags;
+        let id = if choose.once_in(3) { ID_ANY } else { self.new_id(choose, as_id, model) };
+        let size = npages << self.limits.page_shift;
+        let plain = Request { as_id, id, gpa: start << self.limits.page_shift, size, hva, flags, memfd: -1, offset: 0 };
+        if flags & GUEST_MEMFD == 0 {
+            return plain;
+        }
+        let id = if id == ID_ANY { self.id(choose) } else { id };
+        Request { id, flags: GUEST_MEMFD, memfd: MEMFD, offset: self.usual(id).offset, ..plain }
+    }
+
+    /// The memory that belongs to a frame, in all address spaces; now and then another frame's.
+    fn home(&self, choose: &mut impl Choose, gfn: u64) -> u64 {
+        self.home_of(if choose.once_in(6) { choose.below(self.pages) } else { gfn })
+    }
+
+    fn home_of(&self, gfn: u64) -> u64 {
+        self.usual(0).hva + (gfn << self.limits.page_shift)
+    }
+
+    /// Where slots fill the world and have the memory of their frames.
+    fn is_crowded(&self) -> bool {
+        self.weights.at_home > 6
+    }
+
+    /// Somewhere else; in a crowded world often where a slot's memory belongs, next to what continues it.
+    fn place(&self, choose: &mut impl Choose, known: Option<Slot>) -> u64 {
+        let ahead = known.and_then(|slot| slot.hva.checked_sub(self.home_of(0)));
+        match ahead.filter(|gpa| *gpa < self.pages << self.limits.page_shift) {
+            Some(gpa) if self.is_crowded() && choose.once_in(3) => gpa,
+            _ => self.gpa(choose),
         }
     }
 
     /// Creates for the first `n` ids, spread over the world: a table to start from.
     pub fn fill(&self, n: u16) -> Vec<Op> {
         let room = (self.pages / u64::from(self.ids)).max(1);
+        let shift = self.limits.page_shift;
         let create = |id: u16| {
             let usual = self.usual(id);
-            let size = usual.size.min(room << self.limits.page_shift);
-            Op::Create(Request { gpa: (u64::from(id) * room) << self.limits.page_shift, size, ..usual })
+            if !self.is_crowded() {
+                let size = usual.size.min(room << shift);
+                return Op::Create(Request { gpa: (u64::from(id) * room) << shift, size, ..usual });
+            }
+            let (as_id, place) = (id % self.limits.nr_address_spaces, u64::from(id / self.limits.nr_address_spaces));
+            let (gpa, size, hva) = ((place * room) << shift, room << shift, self.home_of(place * room));
+            Op::Create(Request { as_id, gpa, size, hva, ..usual })
         };
         (0..n.min(self.ids)).map(create).collect()
-    }
-
-    fn single(&self, choose: &mut impl Choose, known: Option<Slot>) -> Op {
-        let (as_id, id) = match known {
-            Some(slot) => (slot.as_id, slot.id),
-            None => (self.as_id(choose), self.id(choose)),
-        };
-        match choose.below(8) {
-            0 => Op::Create(self.request(choose)),
-            1 => {
-                // Without memfd: which part of the file is free depends on the id.
-                let request = self.request(choose);
-                Op::Create(Request { id: ID_ANY, flags: request.flags & !GUEST_MEMFD, memfd: -1, ..request })
-            }
-            2 | 3 => Op::Delete { as_id, id },
-            4 | 5 => Op::Move { as_id, id, gpa: self.gpa(choose) },
-            _ => Op::Flags { as_id, id, flags: self.flags(choose, id) },
-        }
-    }
-
-    fn reshape(&self, choose: &mut impl Choose) -> Op {
-        let (as_id, id, other) = (self.as_id(choose), self.id(choose), self.id(choose));
-        match choose.below(3) {
-            0 => {
-                let new_id = if choose.once_in(3) { ID_ANY } else { other };
-                Op::Split { as_id, id, at: self.gpa(choose), new_id }
-            }
-            1 => Op::Merge { as_id, lower: id, upper: other },
-            _ => Op::Resize { as_id, id, size: self.size(choose, id) },
-        }
     }
 
     fn request(&self, choose: &mut impl Choose) -> Request {
@@ -213,11 +435,13 @@ impl World {
         let mut request = Request { as_id: self.as_id(choose), gpa: self.gpa(choose), ..self.usual(id) };
         request.flags = self.flags(choose, id);
         request.memfd = if request.flags & GUEST_MEMFD != 0 && !choose.once_in(8) { MEMFD } else { -1 };
+        if choose.below(12) < self.weights.at_home {
+            request.hva = self.home(choose, (request.gpa >> self.limits.page_shift) % (1 << 28));
+        }
         match choose.below(24) {
             0 => request.size = self.size(choose, id),
             1 => request.hva = self.hva(choose, request.size),
-            2 => request.hva = self.usual(0).hva + request.gpa % (1 << 40), // neighbours continue each other
-            3 => request.offset = choose.one(&[0x800, u64::MAX - 0xfff]),
+            2 => request.offset = choose.one(&[0x800, u64::MAX - 0xfff]),
             _ => {}
         }
         request
@@ -236,7 +460,7 @@ impl World {
             id,
             flags,
             gpa: 0,
-            size: [1, 2, 3, 4, 6, 8, 12][(n % 7) as usize] * page,
+            size: [1, 2, 3, 4, 6, 8, 12][(n % 7) as usize].min(self.largest) * page,
             hva: 0x1000_0000 + n * 4 * page,
             memfd: if flags & GUEST_MEMFD != 0 { MEMFD } else { -1 },
             offset: n * MEMFD_ROOM * page, // no two ids share a page of the file
@@ -270,8 +494,8 @@ impl World {
 
     fn size(&self, choose: &mut impl Choose, id: u16) -> u64 {
         let page = 1 << self.limits.page_shift;
-        let pages = (1 + choose.below(16)) << self.limits.page_shift;
-        if choose.once_in(2) {
+        let pages = (1 + choose.below(self.largest)) << self.limits.page_shift;
+        if !choose.once_in(self.weights.odd_size) {
             return pages;
         }
         let usual = self.usual(id).size;
@@ -308,15 +532,5 @@ impl World {
             n if n % 3 == 0 && usual & GUEST_MEMFD == 0 => usual | LOG_DIRTY_PAGES,
             _ => usual,
         }
-    }
-}
-
-fn bracket(choose: &mut impl Choose, open: bool) -> Op {
-    if !open || choose.once_in(16) {
-        return Op::Begin;
-    }
-    match choose.below(5) {
-        0 => Op::Abort,
-        _ => Op::Commit,
     }
 }
