@@ -19,6 +19,7 @@ use crate::hooks::{Change, Hooks};
 use crate::index::pool::Object;
 use crate::journal::{Journal, Outcome};
 use crate::ledger::Ledger;
+use crate::memory::try_box;
 use crate::plan::{self, Difference, Step};
 use crate::shared::Updating;
 use crate::slot::{Memslot, Region, INVALID};
@@ -38,7 +39,7 @@ pub(crate) fn commit(lock: &mut Updating, copy: WorkingCopy, journal: Journal) -
         lock.writer().entries = journal.into_memory();
         return Ok(());
     }
-    let _no_cancel = NoCancel::begin();
+    let _no_cancel = lock.shared.hooks.is_some().then(NoCancel::begin);
     lock.in_step = true;
     let result = Commit::prepare(lock, copy, journal).map_err(Refused::from).and_then(Commit::run);
     lock.in_step = false;
@@ -54,7 +55,7 @@ struct Commit<'l, 'a> {
     changes: Vec<Outcome>,
     /// What the VM is called with; empty where there is none.
     steps: Vec<Step>,
-    invalid: Option<InvalidPhase>,
+    invalid: Option<Box<InvalidPhase>>,
     /// Whether this returns only when no reader is left with what was before.
     waits: bool,
 }
@@ -116,7 +117,9 @@ impl<'l, 'a> Commit<'l, 'a> {
             self.invalid.as_ref().and_then(|phase| phase.view.as_ref()).map_or(0, |view| view.count_own_objects());
         let records = self.journal.iter().filter(|entry| entry.before.is_some()).count();
         let replaced = self.copy.count_replaced();
-        self.lock.writer().lane.reserve(replaced + view + records + 1, records)
+        let lane = &mut self.lock.writer().lane;
+        lane.reserve(replaced + view + records + 1)?;
+        lane.reserve_gone(records)
     }
 
     // ---- the stages that can refuse ----
@@ -206,7 +209,7 @@ impl<'l, 'a> Commit<'l, 'a> {
         let step = lock.shared.limits.nr_address_spaces as u64;
         let base = copy.base_object();
         drop(copy);
-        if let Some(InvalidPhase { published: Some(view), mut again, spaces, .. }) = invalid {
+        if let Some(InvalidPhase { published: Some(view), mut again, spaces, .. }) = invalid.map(|phase| *phase) {
             bits(spaces).for_each(|as_id| again.add_to_generation(as_id, 2 * step));
             let writer = lock.writer();
             writer.publications += 1;
@@ -252,7 +255,7 @@ impl<'l, 'a> Commit<'l, 'a> {
 }
 
 impl InvalidPhase {
-    fn new(lock: &Updating, changes: &[Outcome]) -> Result<InvalidPhase> {
+    fn new(lock: &Updating, changes: &[Outcome]) -> Result<Box<InvalidPhase>> {
         let (mut view, again) = (lock.begin_copy()?, lock.begin_copy()?);
         let mut spaces = 0;
         for old in changes.iter().filter(|change| change.flushes).filter_map(|change| change.old) {
@@ -264,7 +267,7 @@ impl InvalidPhase {
         }
         let step = lock.shared.limits.nr_address_spaces as u64;
         bits(spaces).for_each(|as_id| view.add_to_generation(as_id, step));
-        Ok(InvalidPhase { view: Some(view), published: None, again, spaces })
+        try_box(InvalidPhase { view: Some(view), published: None, again, spaces })
     }
 }
 
@@ -287,7 +290,7 @@ fn retire_base(lock: &mut Updating, publication: Publication, base: Object, jour
     let lane = &mut lock.writer().lane;
     // SAFETY: the base is not current any more, nor are the nodes and records that were replaced; there is room.
     unsafe {
-        publication.replaced.iter().for_each(|object| lane.retire(*object));
+        lane.retire_all(&publication.replaced);
         lane.retire(base);
         for (before, after) in journal.iter().filter_map(|entry| Some((entry.before?, entry.after))) {
             match after.is_none() && owes_release {
@@ -346,5 +349,8 @@ fn key_of(slot: &Memslot) -> u32 {
 
 /// The numbers of the bits that are set.
 fn bits(mask: u64) -> impl Iterator<Item = u16> {
-    (0..64).filter(move |bit| mask >> bit & 1 != 0)
+    let without_lowest = |mask: &u64| Some(mask & mask.wrapping_sub(1));
+    std::iter::successors(Some(mask), without_lowest)
+        .take_while(|mask| *mask != 0)
+        .map(|mask| mask.trailing_zeros() as u16)
 }

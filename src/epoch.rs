@@ -41,12 +41,6 @@ impl Retired {
         self.objects.len() + self.gone.len()
     }
 
-    /// Room for so many more of each.
-    fn reserve(&mut self, objects: usize, gone: usize) -> Result<()> {
-        let room = self.objects.try_reserve(objects).and_then(|()| self.gone.try_reserve(gone));
-        room.map_err(|_| Errno::ENOMEM)
-    }
-
     fn push(&mut self, object: Object) {
         debug_assert!(self.objects.len() < self.objects.capacity(), "room was reserved");
         self.bytes += object.bytes();
@@ -220,8 +214,13 @@ impl Lane {
 
     /// Room for what an update is going to retire. Fails with ENOMEM.
     #[inline(always)]
-    pub(crate) fn reserve(&mut self, objects: usize, gone: usize) -> Result<()> {
-        self.pending.reserve(objects, gone)
+    pub(crate) fn reserve(&mut self, objects: usize) -> Result<()> {
+        self.pending.objects.try_reserve(objects).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Room for records whose slots an update ends. Fails with ENOMEM.
+    pub(crate) fn reserve_gone(&mut self, records: usize) -> Result<()> {
+        self.pending.gone.try_reserve(records).map_err(|_| Errno::ENOMEM)
     }
 
     /// Retires memory that readers may still look at; there is room.
@@ -230,6 +229,17 @@ impl Lane {
     /// It is from this table's pool, no longer reachable from the current publication, and was not retired before.
     pub(crate) unsafe fn retire(&mut self, object: Object) {
         self.pending.push(object);
+    }
+
+    /// Retires all of a list.
+    ///
+    /// # Safety
+    /// As `retire`, for each.
+    pub(crate) unsafe fn retire_all(&mut self, objects: &[Object]) {
+        let pending = &mut self.pending;
+        debug_assert!(pending.objects.len() + objects.len() <= pending.objects.capacity(), "room was reserved");
+        pending.objects.extend_from_slice(objects);
+        pending.bytes += objects.iter().map(Object::bytes).sum::<usize>();
     }
 
     /// Retires a record whose slot is gone, and whose release is owed; there is room.

@@ -172,12 +172,8 @@ impl Journal {
     // ---- what it comes to ----
 
     /// The entries in which something has changed, in the order in which hooks are told.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> + Clone {
-        let ends = |entry: &&Entry| entry.after.is_none();
-        let (first, rest) = (self.endings_first, !self.endings_first);
-        let endings = self.entries.iter().filter(move |entry| first && ends(entry));
-        let others = self.entries.iter().filter(move |entry| rest || !ends(entry));
-        endings.chain(others).filter(|entry| entry.is_change())
+    pub(crate) fn iter(&self) -> Changed<'_> {
+        Changed { entries: &self.entries, index: 0, endings_first: self.endings_first, endings: self.endings_first }
     }
 
     pub(crate) fn has_changes(&self) -> bool {
@@ -194,6 +190,37 @@ impl Journal {
         changes.try_reserve_exact(self.iter().count()).map_err(|_| Errno::ENOMEM)?;
         changes.extend(self.iter().map(|entry| fold.outcome(entry)));
         Ok(changes)
+    }
+}
+
+/// See [`Journal::iter`].
+#[derive(Clone)]
+pub(crate) struct Changed<'a> {
+    entries: &'a [Entry],
+    index: usize,
+    endings_first: bool,
+    /// In the first of two rounds, which is about slots that ended.
+    endings: bool,
+}
+
+impl<'a> Iterator for Changed<'a> {
+    type Item = &'a Entry;
+
+    fn next(&mut self) -> Option<&'a Entry> {
+        loop {
+            let Some(entry) = self.entries.get(self.index) else {
+                if !self.endings {
+                    return None;
+                }
+                (self.index, self.endings) = (0, false);
+                continue;
+            };
+            self.index += 1;
+            let in_round = !self.endings_first || self.endings == entry.after.is_none();
+            if in_round && entry.is_change() {
+                return Some(entry);
+            }
+        }
     }
 }
 

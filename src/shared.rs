@@ -124,9 +124,12 @@ impl Owner {
 
     /// One more owner. `EDEADLK` where there is none any more: inside the releases that the end of it all runs.
     pub(crate) fn another(&self) -> Result<Owner> {
-        let one_more = |owners: usize| owners.checked_add(1).filter(|_| owners > 0);
-        let owners = self.owners.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        owners.map(|_| Owner(self.0)).map_err(|_| Errno::EDEADLK)
+        if self.owners.fetch_add(1, Ordering::Relaxed) == 0 {
+            // Nobody but the end of it all is left to count.
+            self.owners.fetch_sub(1, Ordering::Relaxed);
+            return Err(Errno::EDEADLK);
+        }
+        Ok(Owner(self.0))
     }
 
     /// Whether there is no other owner. Only the last one can rely on it.
@@ -309,6 +312,13 @@ impl<'a> Updating<'a> {
     pub(crate) fn begin_copy(&self) -> Result<WorkingCopy> {
         // SAFETY: the lock is held, by whoever has the copy; both are of this table.
         unsafe { WorkingCopy::begin(&self.shared.store, self.shared.current.root()) }
+    }
+
+    /// The same, with what one change of an address space can allocate reserved.
+    #[inline(always)]
+    pub(crate) fn begin_copy_for(&self, as_id: u16) -> Result<WorkingCopy> {
+        // SAFETY: as above.
+        unsafe { WorkingCopy::begin_for(&self.shared.store, self.shared.current.root(), as_id) }
     }
 
     /// A slot of the current state, of a working copy, or of what was retired: nothing of it is freed before a drain.

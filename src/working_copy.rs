@@ -130,11 +130,40 @@ impl WorkingCopy {
     /// touches the store through its copies only while one of their functions does not run.
     #[inline(always)]
     pub(crate) unsafe fn begin(store: &UnsafeCell<Store>, base: NonNull<Published>) -> Result<WorkingCopy> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::begin_with(store, base, 0) }
+    }
+
+    /// As `begin`, with `reserve` for one edit of an address space.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    ///
+    /// # Safety
+    /// As `begin`.
+    #[inline(always)]
+    pub(crate) unsafe fn begin_for(
+        store: &UnsafeCell<Store>,
+        base: NonNull<Published>,
+        as_id: u16,
+    ) -> Result<WorkingCopy> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bytes = PublishedRef::new(base).space(as_id).map_or(0, Space::bytes_to_edit);
+            (*store.get()).replaced.try_reserve(REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
+            Self::begin_with(store, base, bytes)
+        }
+    }
+
+    /// # Safety
+    /// As `begin`.
+    #[inline(always)]
+    unsafe fn begin_with(store: &UnsafeCell<Store>, base: NonNull<Published>, bytes: usize) -> Result<WorkingCopy> {
         // SAFETY: the caller's promise. A cell's address is not null.
         let (pointer, store) = unsafe { (NonNull::new_unchecked(store.get()), &mut *store.get()) };
         // SAFETY: the current state is alive under the update lock, and does not change.
         let published = unsafe { PublishedRef::new(base) };
-        store.pool.reserve(published.bytes())?;
+        store.pool.reserve(published.bytes() + bytes)?;
         let stamp = Stamp(store.next_stamp);
         store.next_stamp += 1;
         let root = Published::copy_of(&mut Editor { pool: &mut store.pool, stamp, replaced: None }, published);

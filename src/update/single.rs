@@ -53,9 +53,8 @@ fn commit_one(lock: &mut Updating, decision: Decision) -> Result<()> {
 #[inline(always)]
 fn publish_one(lock: &mut Updating, decision: Decision) -> Result<()> {
     let Some(as_id) = decision.as_id() else { return Ok(()) };
-    let mut copy = lock.begin_copy()?;
-    copy.reserve(as_id, 1)?;
-    lock.writer().lane.reserve(REPLACED_PER_EDIT + 2, 0)?;
+    let mut copy = lock.begin_copy_for(as_id)?;
+    lock.writer().lane.reserve(REPLACED_PER_EDIT + 2)?;
     lock.in_step = true;
     let gone = edit(&mut copy, decision, lock.shared.limits.page_shift);
     copy.add_to_generation(as_id, lock.shared.limits.nr_address_spaces as u64);
@@ -66,7 +65,7 @@ fn publish_one(lock: &mut Updating, decision: Decision) -> Result<()> {
     writer.publications += 1;
     // SAFETY: none of these is current any more; there is room. Without hooks there is no release.
     unsafe {
-        publication.replaced.iter().for_each(|object| writer.lane.retire(*object));
+        writer.lane.retire_all(&publication.replaced);
         writer.lane.retire(base);
         gone.into_iter().for_each(|record| writer.lane.retire(Record::object(record)));
     }
