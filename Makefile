@@ -52,10 +52,11 @@ $(CBINDGEN):
 	$(CARGO) install --quiet --locked --root $(TARGET)/tools --version $(CBINDGEN_VERSION) cbindgen
 
 header: $(CBINDGEN) ## Make include/memslots.h anew from src/capi/
-	$(CBINDGEN) --quiet --config cbindgen.toml --crate memslots --output include/memslots.h
+	scripts/header $(CBINDGEN) $(VERSION) > $(TARGET)/memslots.h
+	mv $(TARGET)/memslots.h include/memslots.h
 
 check-header: $(CBINDGEN)
-	@$(CBINDGEN) --quiet --config cbindgen.toml --crate memslots --output $(TARGET)/memslots.h
+	@scripts/header $(CBINDGEN) $(VERSION) > $(TARGET)/memslots.h
 	diff -u include/memslots.h $(TARGET)/memslots.h
 
 check: check-format check-header check-rust check-c check-oracle ## All tests: unit, property, C (plain and valgrind), KVM oracle, stress

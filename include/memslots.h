@@ -2,7 +2,7 @@
 /*
  * libmemslots: the memslot table of a virtual machine monitor.
  *
- * Made by cbindgen from src/capi/; do not edit.
+ * Generated from src/capi/ by `make header`; do not edit.
  *
  * Functions that can fail return 0 or a negative errno; none sets errno, prints, exits or aborts. A
  * NULL handle is -EINVAL (or NULL or 0 where there is no error value). Units: gfn = guest frame
@@ -10,12 +10,15 @@
  * change in place: an update publishes another one.
  *
  * Threads: a struct memslots may be used by any thread at any time, between memslots_new and
- * memslots_free. A struct memslots_reader is used by one thread at a time; a struct memslots_txn by the
- * thread that began it. After fork() the child may only exec or free.
+ * memslots_free. A struct memslots_reader is used by one thread at a time; a struct memslots_txn by
+ * the thread that began it. After fork() the child may only exec or free.
  */
 
 #ifndef MEMSLOTS_H
 #define MEMSLOTS_H
+
+#include <stddef.h>
+#include <stdint.h>
 
 /* Calls go through the table of addresses without a jump on the way: a hit is a few instructions. */
 #if defined(__has_attribute)
@@ -27,8 +30,12 @@
 #define MEMSLOTS_CALL
 #endif
 
-#include <stddef.h>
-#include <stdint.h>
+/*
+ * The version of this header. That of the library is memslots_version().
+ */
+#define MEMSLOTS_VERSION_MAJOR 0
+#define MEMSLOTS_VERSION_MINOR 1
+#define MEMSLOTS_VERSION_PATCH 0
 
 /**
  * Log the pages that the guest writes.
@@ -99,21 +106,6 @@
  * `old_slot` ends; its frames are part of `new_slot`, which has a change of its own (RESIZE).
  */
 #define MEMSLOTS_MERGE 6
-
-/**
- * The library's version, as in `memslots_version()`.
- */
-#define MEMSLOTS_VERSION_MAJOR 0
-
-/**
- * See MEMSLOTS_VERSION_MAJOR.
- */
-#define MEMSLOTS_VERSION_MINOR 1
-
-/**
- * See MEMSLOTS_VERSION_MAJOR.
- */
-#define MEMSLOTS_VERSION_PATCH 0
 
 /**
  * One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
@@ -1015,7 +1007,8 @@ int memslots_dump(struct memslots *table,
 #endif  // __cplusplus
 
 /* A program's struct is as large as its header says: the library writes no more. */
-#define memslots_config_init(config) memslots_config_init_sized((config), sizeof(struct memslots_config))
+#define memslots_config_init(config)                                                               \
+    memslots_config_init_sized((config), sizeof(struct memslots_config))
 
 /*
  * The first part of a reader: what a hit of the last-used slot needs. Private to the function below.

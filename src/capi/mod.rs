@@ -59,13 +59,6 @@ pub const MEMSLOTS_SPLIT: u32 = 5;
 /// `old_slot` ends; its frames are part of `new_slot`, which has a change of its own (RESIZE).
 pub const MEMSLOTS_MERGE: u32 = 6;
 
-/// The library's version, as in `memslots_version()`.
-pub const MEMSLOTS_VERSION_MAJOR: u32 = 0;
-/// See MEMSLOTS_VERSION_MAJOR.
-pub const MEMSLOTS_VERSION_MINOR: u32 = 1;
-/// See MEMSLOTS_VERSION_MAJOR.
-pub const MEMSLOTS_VERSION_PATCH: u32 = 0;
-
 /// An answer as C has it: 0 or more, or a negative errno.
 trait Answer {
     fn into_c(self) -> i32;
@@ -142,12 +135,6 @@ unsafe fn write_sized<T>(out: *mut T, size: usize, value: &T) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_version_in_the_header_is_the_crate_s() {
-        let version = format!("{MEMSLOTS_VERSION_MAJOR}.{MEMSLOTS_VERSION_MINOR}.{MEMSLOTS_VERSION_PATCH}");
-        assert_eq!(version, env!("CARGO_PKG_VERSION"));
-    }
 
     #[test]
     fn constants_are_the_crate_s() {

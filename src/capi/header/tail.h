@@ -1,0 +1,33 @@
+
+/* A program's struct is as large as its header says: the library writes no more. */
+#define memslots_config_init(config)                                                               \
+    memslots_config_init_sized((config), sizeof(struct memslots_config))
+
+/*
+ * The first part of a reader: what a hit of the last-used slot needs. Private to the function below.
+ */
+struct memslots_reader_hot {
+    const uint64_t *seq;
+    uint64_t key;
+    uint64_t base_gfn;
+    uint64_t npages;
+    const struct memslot *slot;
+};
+
+/*
+ * memslots_find_gfn, with the last-used slot looked at in the caller: a gfn of the slot that the
+ * reader found last costs one load and two compares. Same contract; `reader` is not NULL.
+ */
+static inline const struct memslot *memslots_find_gfn_inline(struct memslots_reader *reader,
+                                                             uint16_t as_id, uint64_t gfn)
+{
+    const struct memslots_reader_hot *hot = (const struct memslots_reader_hot *)(void *)reader;
+
+    if (__atomic_load_n(hot->seq, __ATOMIC_ACQUIRE) + as_id == hot->key &&
+        gfn - hot->base_gfn < hot->npages) {
+        return hot->slot;
+    }
+    return memslots_find_gfn(reader, as_id, gfn);
+}
+
+#endif /* MEMSLOTS_H */
