@@ -15,7 +15,9 @@ export CARGO_TARGET_DIR := $(CURDIR)/$(TARGET)
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 MAJOR := $(firstword $(subst ., ,$(VERSION)))
-SONAME := libmemslots.so.$(MAJOR)
+MINOR := $(word 2,$(subst ., ,$(VERSION)))
+# As build.rs has it: below 1.0 each minor version has a soname of its own.
+SONAME := libmemslots.so.$(if $(filter 0,$(MAJOR)),0.$(MINOR),$(MAJOR))
 SO := $(TARGET)/release/libmemslots.so
 
 # Pinned: the committed header is compared with what this one makes.
@@ -31,7 +33,8 @@ help: ## This list
 
 lib: ## The library: target/release/libmemslots.{so,a}; its header is include/memslots.h
 	$(CARGO) build --release --locked -p memslots
-	@ln -sf libmemslots.so $(TARGET)/release/$(SONAME)
+	@rm -f $(TARGET)/release/libmemslots.so.* # an older version's name must not lead to this one
+	@ln -s libmemslots.so $(TARGET)/release/$(SONAME)
 
 install: lib ## Install under PREFIX (default /usr/local) below DESTDIR, with a pkg-config file
 	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)

@@ -6,13 +6,21 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
         return;
     }
-    let major = std::env::var("CARGO_PKG_VERSION_MAJOR").expect("cargo sets it");
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libmemslots.so.{major}");
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,{}", soname());
     // Thread-local destructors of std may run after dlclose: never unmap the code under them.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     // Nothing undefined may be left; but a sanitizer's runtime is linked into the program, not here.
     let flags = std::env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
     if !flags.contains("sanitizer") {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
+    }
+}
+
+/// Below 1.0 each minor version has a soname of its own, since each may change the ABI. The Makefile installs under the same.
+fn soname() -> String {
+    let part = |name: &str| std::env::var(name).expect("cargo sets it");
+    match part("CARGO_PKG_VERSION_MAJOR").as_str() {
+        "0" => format!("libmemslots.so.0.{}", part("CARGO_PKG_VERSION_MINOR")),
+        major => format!("libmemslots.so.{major}"),
     }
 }

@@ -20,7 +20,7 @@ static void open_library(void)
 {
     const char *name = getenv("MEMSLOTS_SO");
 
-    library = dlopen(name ? name : "libmemslots.so.0", RTLD_NOW | RTLD_LOCAL);
+    library = dlopen(name ? name : "libmemslots.so", RTLD_NOW | RTLD_LOCAL);
     if (!library)
         printf("    %s\n", dlerror());
     REQUIRE(library);

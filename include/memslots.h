@@ -34,7 +34,7 @@
  * The version of this header. That of the library is memslots_version().
  */
 #define MEMSLOTS_VERSION_MAJOR 0
-#define MEMSLOTS_VERSION_MINOR 1
+#define MEMSLOTS_VERSION_MINOR 2
 #define MEMSLOTS_VERSION_PATCH 0
 
 /**
@@ -498,7 +498,7 @@ MEMSLOTS_CALL
 int memslots_trace_stop(struct memslots *table);
 
 /**
- * The version of the library that is linked, as in "0.1.0". Never NULL; valid for ever. Does not block; any thread.
+ * The version of the library that is linked, as in "0.2.0". Never NULL; valid for ever. Does not block; any thread.
  */
 MEMSLOTS_CALL
 const char *memslots_version(void);

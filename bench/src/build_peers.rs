@@ -44,9 +44,17 @@ impl Builder {
 
     /// The library under its soname, as an installation has it, beside the peers.
     fn link_by_soname(&self) -> Result<()> {
-        let link = self.out.join("libmemslots.so.0");
+        let link = self.out.join(self.soname()?);
         let _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(self.library(), &link).with_context(|| format!("cannot link {}", link.display()))
+    }
+
+    /// What a program that is linked against the library asks the dynamic linker for.
+    fn soname(&self) -> Result<String> {
+        let output = Command::new("readelf").arg("-d").arg(self.library()).output().context("readelf")?;
+        let dynamic = String::from_utf8_lossy(&output.stdout);
+        let name = dynamic.split_once("soname: [").and_then(|(_, rest)| rest.split(']').next());
+        Ok(name.with_context(|| format!("no soname in {}", self.library().display()))?.to_owned())
     }
 
     pub fn memslots(&self, sync: bool) -> Result<Loaded> {

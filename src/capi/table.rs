@@ -328,7 +328,7 @@ pub unsafe extern "C" fn memslots_trace_stop(table: *mut memslots) -> c_int {
     answer(|| unsafe { given(table) }?.table.trace_stop())
 }
 
-/// The version of the library that is linked, as in "0.1.0". Never NULL; valid for ever. Does not block; any thread.
+/// The version of the library that is linked, as in "0.2.0". Never NULL; valid for ever. Does not block; any thread.
 #[no_mangle]
 pub extern "C" fn memslots_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
