@@ -38,74 +38,79 @@
 #define MEMSLOTS_VERSION_PATCH 0
 
 /**
- * Log the pages that the guest writes.
- */
-#define MEMSLOTS_LOG_DIRTY_PAGES 1
-
-/**
- * The guest may not write.
- */
-#define MEMSLOTS_READONLY 2
-
-/**
- * Private memory behind a guest_memfd.
- */
-#define MEMSLOTS_GUEST_MEMFD 4
-
-/**
- * The slot is being deleted or moved: found, but not to be used. Never in a request.
- */
-#define MEMSLOTS_INVALID 65536
-
-/**
- * As the id of a slot to be created: the lowest that is free.
+ * The id of a slot that is to be created, where any will do: it gets the lowest free one. Never the id of a slot.
  */
 #define MEMSLOTS_ID_ANY 65535
 
 /**
- * The guest reads.
+ * Flags of a slot, one bit each: the kernel's KVM_MEM_ flags of the same names, and MEMSLOTS_INVALID.
  */
-#define MEMSLOTS_READ 1
+enum memslots_slot_flag {
+    /**
+     * The pages that the guest writes are logged.
+     */
+    MEMSLOTS_LOG_DIRTY_PAGES = 1,
+    /**
+     * The guest may not write.
+     */
+    MEMSLOTS_READONLY = 2,
+    /**
+     * The slot has private memory behind a guest_memfd.
+     */
+    MEMSLOTS_GUEST_MEMFD = 4,
+    /**
+     * The slot is being deleted or moved: lookups find it, but it is not to be used. Never in a request.
+     */
+    MEMSLOTS_INVALID = 65536,
+};
 
 /**
- * The guest writes.
+ * What an address is looked up for.
  */
-#define MEMSLOTS_WRITE 2
+enum memslots_access {
+    /**
+     * The guest reads.
+     */
+    MEMSLOTS_READ = 1,
+    /**
+     * The guest writes.
+     */
+    MEMSLOTS_WRITE = 2,
+};
 
 /**
- * A new slot: `old_slot` is NULL.
+ * What an update does to a slot. The first four are the kernel's `enum kvm_mr_change`.
  */
-#define MEMSLOTS_CREATE 0
-
-/**
- * The slot ends: `new_slot` is NULL.
- */
-#define MEMSLOTS_DELETE 1
-
-/**
- * Other frames; flags may have changed too.
- */
-#define MEMSLOTS_MOVE 2
-
-/**
- * Other flags and nothing else.
- */
-#define MEMSLOTS_FLAGS_ONLY 3
-
-/**
- * Another size; frames and flags may have changed too.
- */
-#define MEMSLOTS_RESIZE 4
-
-/**
- * `new_slot` was cut out of `old_slot`, which lives on and has a change of its own (RESIZE).
- */
-#define MEMSLOTS_SPLIT 5
-
-/**
- * `old_slot` ends; its frames are part of `new_slot`, which has a change of its own (RESIZE).
- */
-#define MEMSLOTS_MERGE 6
+enum memslots_change_kind {
+    /**
+     * A new slot: `old_slot` is NULL.
+     */
+    MEMSLOTS_CREATE = 0,
+    /**
+     * The slot ends: `new_slot` is NULL.
+     */
+    MEMSLOTS_DELETE = 1,
+    /**
+     * Other frames; flags may have changed too.
+     */
+    MEMSLOTS_MOVE = 2,
+    /**
+     * Other flags and nothing else.
+     */
+    MEMSLOTS_FLAGS_ONLY = 3,
+    /**
+     * Another size; frames and flags may have changed too.
+     */
+    MEMSLOTS_RESIZE = 4,
+    /**
+     * `new_slot` was cut out of `old_slot`, which lives on and has a change of its own (RESIZE).
+     */
+    MEMSLOTS_SPLIT = 5,
+    /**
+     * `old_slot` ends; its frames are part of `new_slot`, which has a change of its own (RESIZE).
+     */
+    MEMSLOTS_MERGE = 6,
+};
 
 /**
  * One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
@@ -781,7 +786,8 @@ void memslots_reader_free(struct memslots_reader *reader);
 
 /**
  * Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts. Never
- * waits; the reader's thread, on which the section also ends. Keep sections short: what was replaced since one began cannot be freed until it ends.
+ * waits; the reader's thread, on which the section also ends. Keep sections short: what was retired since one began cannot be
+ * freed until it ends.
  */
 MEMSLOTS_CALL
 void memslots_read_lock(struct memslots_reader *reader);

@@ -40,6 +40,21 @@ fn flags_are_the_kernels() {
     assert_eq!(memslots::GUEST_MEMFD, kvm_bindings::KVM_MEM_GUEST_MEMFD);
 }
 
+/// The value of a constant in the C header.
+fn in_the_header(name: &str) -> u32 {
+    let header = include_str!("../../include/memslots.h");
+    let value = header.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(" = ")?.strip_suffix(','));
+    value.unwrap_or_else(|| panic!("{name} is not in the header")).parse().expect("a number")
+}
+
+#[test]
+fn flags_of_the_header_are_the_kernels() {
+    assert_eq!(in_the_header("MEMSLOTS_LOG_DIRTY_PAGES"), kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES);
+    assert_eq!(in_the_header("MEMSLOTS_READONLY"), kvm_bindings::KVM_MEM_READONLY);
+    assert_eq!(in_the_header("MEMSLOTS_GUEST_MEMFD"), kvm_bindings::KVM_MEM_GUEST_MEMFD);
+    assert_eq!(in_the_header("MEMSLOTS_INVALID"), 1 << 16); // KVM_MEMSLOT_INVALID, which is not for userspace
+}
+
 /// Linux's `_IOW(KVMIO, nr, T)`.
 const fn write_request<T>(nr: u64) -> u64 {
     const WRITE: u64 = 1;

@@ -7,7 +7,7 @@
 //! in them, and would end the process before one reached C.
 
 // C names are C's, and what is public here is so to C.
-#![allow(non_camel_case_types, unreachable_pub, dead_code)]
+#![allow(non_camel_case_types, unreachable_pub, dead_code, clippy::enum_variant_names)]
 
 // In the header's order, which rustfmt would not keep for neighbours.
 mod table;
@@ -27,37 +27,49 @@ mod stats;
 use crate::error::{Errno, Result};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-/// Log the pages that the guest writes.
-pub const MEMSLOTS_LOG_DIRTY_PAGES: u32 = 1;
-/// The guest may not write.
-pub const MEMSLOTS_READONLY: u32 = 2;
-/// Private memory behind a guest_memfd.
-pub const MEMSLOTS_GUEST_MEMFD: u32 = 4;
-/// The slot is being deleted or moved: found, but not to be used. Never in a request.
-pub const MEMSLOTS_INVALID: u32 = 0x10000;
-
-/// As the id of a slot to be created: the lowest that is free.
+/// The id of a slot that is to be created, where any will do: it gets the lowest free one. Never the id of a slot.
 pub const MEMSLOTS_ID_ANY: u16 = 0xffff;
 
-/// The guest reads.
-pub const MEMSLOTS_READ: u32 = 1;
-/// The guest writes.
-pub const MEMSLOTS_WRITE: u32 = 2;
+/// Flags of a slot, one bit each: the kernel's KVM_MEM_ flags of the same names, and MEMSLOTS_INVALID.
+#[repr(C)]
+pub enum memslots_slot_flag {
+    /// The pages that the guest writes are logged.
+    MEMSLOTS_LOG_DIRTY_PAGES = 1,
+    /// The guest may not write.
+    MEMSLOTS_READONLY = 2,
+    /// The slot has private memory behind a guest_memfd.
+    MEMSLOTS_GUEST_MEMFD = 4,
+    /// The slot is being deleted or moved: lookups find it, but it is not to be used. Never in a request.
+    MEMSLOTS_INVALID = 0x10000,
+}
 
-/// A new slot: `old_slot` is NULL.
-pub const MEMSLOTS_CREATE: u32 = 0;
-/// The slot ends: `new_slot` is NULL.
-pub const MEMSLOTS_DELETE: u32 = 1;
-/// Other frames; flags may have changed too.
-pub const MEMSLOTS_MOVE: u32 = 2;
-/// Other flags and nothing else.
-pub const MEMSLOTS_FLAGS_ONLY: u32 = 3;
-/// Another size; frames and flags may have changed too.
-pub const MEMSLOTS_RESIZE: u32 = 4;
-/// `new_slot` was cut out of `old_slot`, which lives on and has a change of its own (RESIZE).
-pub const MEMSLOTS_SPLIT: u32 = 5;
-/// `old_slot` ends; its frames are part of `new_slot`, which has a change of its own (RESIZE).
-pub const MEMSLOTS_MERGE: u32 = 6;
+/// What an address is looked up for.
+#[repr(C)]
+pub enum memslots_access {
+    /// The guest reads.
+    MEMSLOTS_READ = 1,
+    /// The guest writes.
+    MEMSLOTS_WRITE = 2,
+}
+
+/// What an update does to a slot. The first four are the kernel's `enum kvm_mr_change`.
+#[repr(C)]
+pub enum memslots_change_kind {
+    /// A new slot: `old_slot` is NULL.
+    MEMSLOTS_CREATE = 0,
+    /// The slot ends: `new_slot` is NULL.
+    MEMSLOTS_DELETE = 1,
+    /// Other frames; flags may have changed too.
+    MEMSLOTS_MOVE = 2,
+    /// Other flags and nothing else.
+    MEMSLOTS_FLAGS_ONLY = 3,
+    /// Another size; frames and flags may have changed too.
+    MEMSLOTS_RESIZE = 4,
+    /// `new_slot` was cut out of `old_slot`, which lives on and has a change of its own (RESIZE).
+    MEMSLOTS_SPLIT = 5,
+    /// `old_slot` ends; its frames are part of `new_slot`, which has a change of its own (RESIZE).
+    MEMSLOTS_MERGE = 6,
+}
 
 /// An answer as C has it: 0 or more, or a negative errno.
 trait Answer {
@@ -139,20 +151,19 @@ mod tests {
     #[test]
     fn constants_are_the_crate_s() {
         use crate::{hooks::Kind, slot};
-        let flags = (MEMSLOTS_LOG_DIRTY_PAGES, MEMSLOTS_READONLY, MEMSLOTS_GUEST_MEMFD, MEMSLOTS_INVALID);
-        assert_eq!(flags, (slot::LOG_DIRTY_PAGES, slot::READONLY, slot::GUEST_MEMFD, slot::INVALID));
+        use {memslots_change_kind as kind, memslots_slot_flag as flag};
+        assert_eq!(flag::MEMSLOTS_LOG_DIRTY_PAGES as u32, slot::LOG_DIRTY_PAGES);
+        assert_eq!(flag::MEMSLOTS_READONLY as u32, slot::READONLY);
+        assert_eq!(flag::MEMSLOTS_GUEST_MEMFD as u32, slot::GUEST_MEMFD);
+        assert_eq!(flag::MEMSLOTS_INVALID as u32, slot::INVALID);
         assert_eq!(MEMSLOTS_ID_ANY, slot::ID_ANY);
-        let kinds = [Kind::Create, Kind::Delete, Kind::Move, Kind::FlagsOnly, Kind::Resize, Kind::Split, Kind::Merge];
-        let numbers = [
-            MEMSLOTS_CREATE,
-            MEMSLOTS_DELETE,
-            MEMSLOTS_MOVE,
-            MEMSLOTS_FLAGS_ONLY,
-            MEMSLOTS_RESIZE,
-            MEMSLOTS_SPLIT,
-            MEMSLOTS_MERGE,
-        ];
-        assert_eq!(kinds.map(|kind| kind as u32), numbers);
+        assert_eq!(kind::MEMSLOTS_CREATE as u32, Kind::Create as u32);
+        assert_eq!(kind::MEMSLOTS_DELETE as u32, Kind::Delete as u32);
+        assert_eq!(kind::MEMSLOTS_MOVE as u32, Kind::Move as u32);
+        assert_eq!(kind::MEMSLOTS_FLAGS_ONLY as u32, Kind::FlagsOnly as u32);
+        assert_eq!(kind::MEMSLOTS_RESIZE as u32, Kind::Resize as u32);
+        assert_eq!(kind::MEMSLOTS_SPLIT as u32, Kind::Split as u32);
+        assert_eq!(kind::MEMSLOTS_MERGE as u32, Kind::Merge as u32);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! The hot calls. There is no panic in them, so nothing to catch.
 
 use super::table::memslots;
-use super::{answer, given, value};
+use super::{answer, given, memslots_access, value};
 use crate::error::{Errno, Result};
 use crate::reader::{HvaCache, Reader, Section};
 use crate::slot::{Access, Gfn, Gpa, Hva, Memslot, Region};
@@ -60,9 +60,11 @@ fn lookup(body: impl FnOnce() -> Result<()>) -> c_int {
 }
 
 fn access_of(access: u32) -> Result<Access> {
+    const READ: u32 = memslots_access::MEMSLOTS_READ as u32;
+    const WRITE: u32 = memslots_access::MEMSLOTS_WRITE as u32;
     match access {
-        super::MEMSLOTS_READ => Ok(Access::Read),
-        super::MEMSLOTS_WRITE => Ok(Access::Write),
+        READ => Ok(Access::Read),
+        WRITE => Ok(Access::Write),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -102,7 +104,8 @@ pub unsafe extern "C" fn memslots_reader_free(reader: *mut Reader) {
 }
 
 /// Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts. Never
-/// waits; the reader's thread, on which the section also ends. Keep sections short: what was replaced since one began cannot be freed until it ends.
+/// waits; the reader's thread, on which the section also ends. Keep sections short: what was retired since one began cannot be
+/// freed until it ends.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_read_lock(reader: *mut Reader) {
     // SAFETY: the caller's reader, or NULL.
