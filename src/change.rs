@@ -17,7 +17,10 @@ pub(crate) enum Decision {
     /// The slot is what is asked for already.
     Nothing,
     Create(Memslot),
-    Delete(NonNull<Record>),
+    Delete {
+        as_id: u16,
+        old: NonNull<Record>,
+    },
     /// The same slot with other frames, flags or size.
     Replace {
         old: NonNull<Record>,
@@ -28,10 +31,10 @@ pub(crate) enum Decision {
 impl Decision {
     /// The address space that changes; none where nothing does.
     pub(crate) fn as_id(&self) -> Option<u16> {
-        match self {
+        match *self {
             Decision::Nothing => None,
-            Decision::Create(slot) => Some(slot.as_id),
-            Decision::Delete(old) | Decision::Replace { old, .. } => Some(slot_of(*old).as_id),
+            Decision::Delete { as_id, .. } => Some(as_id),
+            Decision::Create(slot) | Decision::Replace { new: slot, .. } => Some(slot.as_id),
         }
     }
 }
@@ -105,13 +108,6 @@ fn refuse_if(refused: bool, errno: Errno) -> Result<()> {
     }
 }
 
-/// A record's slot.
-fn slot_of<'a>(record: NonNull<Record>) -> &'a Memslot {
-    // SAFETY: records come from the state that the rules are asked of, and live as long as it does: the caller holds
-    // the update lock for that time.
-    unsafe { &record.as_ref().slot }
-}
-
 impl<'a> Rules<'a> {
     /// KVM_SET_USER_MEMORY_REGION2, whole.
     #[inline(always)]
@@ -119,7 +115,7 @@ impl<'a> Rules<'a> {
         self.limits.check(region)?;
         let old = self.record(region.as_id(), region.id());
         if region.memory_size == 0 {
-            return old.map(Decision::Delete).ok_or(Errno::EINVAL);
+            return old.map(|old| Decision::Delete { as_id: region.as_id(), old }).ok_or(Errno::EINVAL);
         }
         let new = self.limits.slot(region, opaque);
         match old {
@@ -148,13 +144,13 @@ impl<'a> Rules<'a> {
 
     #[inline(always)]
     pub(crate) fn delete(&self, as_id: u16, id: u16) -> Result<Decision> {
-        self.existing(as_id, id).map(Decision::Delete)
+        self.existing(as_id, id).map(|old| Decision::Delete { as_id, old })
     }
 
     #[inline(always)]
     pub(crate) fn move_slot(&self, as_id: u16, id: u16, gpa: Gpa) -> Result<Decision> {
         let old = self.existing(as_id, id)?;
-        let slot = slot_of(old);
+        let slot = self.state.slot(old);
         refuse_if(!self.limits.is_aligned(gpa.0), Errno::EINVAL)?;
         refuse_if(gpa.0.checked_add(slot.npages << self.limits.page_shift).is_none(), Errno::EINVAL)?;
         self.change(old, Memslot { base_gfn: self.limits.in_pages(gpa.0), ..*slot })
@@ -164,13 +160,13 @@ impl<'a> Rules<'a> {
     pub(crate) fn set_flags(&self, as_id: u16, id: u16, flags: u32) -> Result<Decision> {
         let old = self.existing(as_id, id)?;
         self.limits.check_flags(flags)?;
-        self.change(old, Memslot { flags, ..*slot_of(old) })
+        self.change(old, Memslot { flags, ..*self.state.slot(old) })
     }
 
     /// The same slot with another size. KVM has no such call; its rules for sizes and overlaps hold all the same.
     pub(crate) fn resize(&self, as_id: u16, id: u16, size: u64) -> Result<Decision> {
         let old = self.existing(as_id, id)?;
-        let slot = *slot_of(old);
+        let slot = *self.state.slot(old);
         refuse_if(slot.flags & GUEST_MEMFD != 0 || size == 0, Errno::EINVAL)?;
         let region = Region { memory_size: size, ..Region::of(&slot, self.limits.page_shift) };
         self.limits.check(&region)?;
@@ -191,7 +187,7 @@ impl<'a> Rules<'a> {
         opaque: *mut c_void,
     ) -> Result<(NonNull<Record>, Memslot, Memslot)> {
         let old = self.existing(as_id, id)?;
-        let slot = slot_of(old);
+        let slot = self.state.slot(old);
         refuse_if(slot.flags & GUEST_MEMFD != 0 || !self.limits.is_aligned(at.0), Errno::EINVAL)?;
         let kept = self.limits.in_pages(at.0).wrapping_sub(slot.base_gfn);
         refuse_if(kept == 0 || kept >= slot.npages, Errno::EINVAL)?;
@@ -221,7 +217,7 @@ impl<'a> Rules<'a> {
         upper: u16,
     ) -> Result<(NonNull<Record>, NonNull<Record>, Memslot)> {
         let (low, up) = (self.existing(as_id, lower)?, self.existing(as_id, upper)?);
-        let (l, u) = (slot_of(low), slot_of(up));
+        let (l, u) = (self.state.slot(low), self.state.slot(up));
         let neighbours = l.end_gfn() == Gfn(u.base_gfn)
             && l.userspace_addr + (l.npages << self.limits.page_shift) == u.userspace_addr;
         refuse_if(!neighbours || l.flags != u.flags || l.flags & GUEST_MEMFD != 0, Errno::EINVAL)?;
@@ -236,7 +232,7 @@ impl<'a> Rules<'a> {
         self.limits.check(region)?;
         let new = self.limits.slot(region, opaque);
         let kept = self.record(region.as_id(), region.id()).filter(|old| {
-            let old = slot_of(*old);
+            let old = self.state.slot(*old);
             let fixed = |slot: &Memslot| {
                 let fixed_flags = slot.flags & !LOG_DIRTY_PAGES;
                 (slot.userspace_addr, slot.npages, fixed_flags, slot.guest_memfd, slot.guest_memfd_offset)
@@ -244,14 +240,14 @@ impl<'a> Rules<'a> {
             let bound_elsewhere = new.flags & GUEST_MEMFD != 0 && old.base_gfn != new.base_gfn;
             fixed(old) == fixed(&new) && !bound_elsewhere
         });
-        let opaque = kept.map_or(opaque, |old| slot_of(old).opaque);
+        let opaque = kept.map_or(opaque, |old| self.state.slot(old).opaque);
         Ok((kept, Memslot { opaque, ..new }))
     }
 
     /// Steps 16 to 18.
     #[inline(always)]
     fn change(&self, old: NonNull<Record>, new: Memslot) -> Result<Decision> {
-        let slot = slot_of(old);
+        let slot = self.state.slot(old);
         let fixed = |slot: &Memslot| (slot.userspace_addr, slot.npages, slot.flags & (READONLY | GUEST_MEMFD));
         refuse_if(new.flags & GUEST_MEMFD != 0 || fixed(slot) != fixed(&new), Errno::EINVAL)?;
         if (slot.base_gfn, slot.flags) == (new.base_gfn, new.flags) {

@@ -34,6 +34,12 @@ impl Record {
         record
     }
 
+    /// A record's slot, which it starts with.
+    #[inline(always)]
+    pub(crate) fn slot_pointer(record: NonNull<Record>) -> NonNull<Memslot> {
+        record.cast()
+    }
+
     /// The memory of a record.
     pub(crate) fn object(record: NonNull<Record>) -> Object {
         Object { memory: record.cast(), lines: RECORD_LINES as u8 }
@@ -41,7 +47,7 @@ impl Record {
 }
 
 pub(crate) const RECORD_LINES: usize = lines_of(size_of::<Record>());
-const _: () = assert!(size_of::<Record>() == LINE);
+const _: () = assert!(size_of::<Record>() == LINE && std::mem::offset_of!(Record, slot) == 0);
 
 /// One address space at one moment.
 #[repr(C)]
@@ -508,6 +514,13 @@ impl<'a> PublishedRef<'a> {
         }
         // SAFETY: as in spaces().
         Some(unsafe { self.published.add(1).cast::<Space>().add(as_id as usize).as_ref() })
+    }
+
+    /// The slot of a record that was found in this publication.
+    #[inline(always)]
+    pub(crate) fn slot(self, record: NonNull<Record>) -> &'a Memslot {
+        // SAFETY: records are alive as long as a publication that they are found in.
+        unsafe { &record.as_ref().slot }
     }
 
     /// Calls `visit` for every slot, by address space and gfn.

@@ -86,7 +86,7 @@ fn edit(copy: &mut WorkingCopy, decision: Decision, shift: u32) -> Option<NonNul
             copy.add(record, shift);
             None
         }
-        Decision::Delete(old) => {
+        Decision::Delete { old, .. } => {
             copy.remove(old, shift);
             Some(old)
         }

@@ -50,7 +50,7 @@ impl Staging {
         match decision {
             Decision::Nothing => {}
             Decision::Create(slot) => self.create(slot, None),
-            Decision::Delete(old) => self.end(old, false),
+            Decision::Delete { old, .. } => self.end(old, false),
             Decision::Replace { old, new } => self.replace(old, new),
         }
         Ok(())
