@@ -2,7 +2,7 @@
 //! What a request means for a table: create, delete, replace, nothing, or an errno.
 //!
 //! Pure: from a snapshot and a request to a decision. Every rule of KVM's stands here, in the kernel's order, and
-//! nowhere else; the step numbers are those of `docs/kernel-semantics.md`. May not know how a decision is carried out.
+//! nowhere else; the step numbers are those of `docs/kernel-semantics.md`. Does not know how a decision is carried out.
 //!
 //! Source of the rules: Linux, `virt/kvm/kvm_main.c`, `kvm_set_memory_region()` and what it calls; observed on 6.18.
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a table tells its owner of an update, and when.
 //!
-//! May know nothing but slots. The order is the kernel's (`docs/kernel-semantics.md`, section 4): flush, prepare,
+//! Knows nothing but slots. The order is the kernel's (`docs/kernel-semantics.md`, section 4): flush, prepare,
 //! publish, commit, and release after a grace period.
 
 use crate::error::Result;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The real VM behind a table: repeats a commit's changes on it, and takes them back where the kernel refuses one.
+//! The real VM behind a table: repeats a commit's changes on it, and undoes them where the kernel refuses one.
 //!
-//! May know regions and steps; not tables, trees or hooks. One ioctl on one struct, which is the kernel's byte for byte
+//! Knows regions and steps; not tables, trees or hooks. One ioctl on one struct, which is the kernel's byte for byte
 //! (a test holds both against kvm-bindings).
 
 use crate::error::{Errno, Result};
@@ -51,20 +51,20 @@ impl Backend {
         Ok(Backend { fd, request })
     }
 
-    /// Makes all steps, or none: where the kernel refuses one, those before it are taken back, and its errno is given
+    /// Makes all steps, or none: where the kernel refuses one, those before it are undone, and its errno is given
     /// with the step's index.
-    /// What could not be taken back is noted in `out_of_step`.
+    /// What could not be undone is noted in `out_of_step`.
     pub(crate) fn run(&self, steps: &[Step], out_of_step: &mut Option<OutOfStep>) -> Result<(), (Errno, usize)> {
         for (index, step) in steps.iter().enumerate() {
             if let Err(errno) = self.set_region(&step.region()) {
-                self.take_back(&steps[..index], out_of_step);
+                self.undo(&steps[..index], out_of_step);
                 return Err((errno, index));
             }
         }
         Ok(())
     }
 
-    fn take_back(&self, steps: &[Step], out_of_step: &mut Option<OutOfStep>) {
+    fn undo(&self, steps: &[Step], out_of_step: &mut Option<OutOfStep>) {
         for step in steps.iter().rev() {
             let undo = step.undo();
             let Err(errno) = self.set_region(&undo) else { continue };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Boxes whose allocation can fail without ending the process.
 //!
-//! May know nothing. For the few objects outside of a table's pool: handles and what must not move.
+//! Knows nothing else. For the few objects outside of a table's pool: handles and what must not move.
 
 use crate::error::{Errno, Result};
 use std::alloc::{alloc, Layout};

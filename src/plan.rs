@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From two states of a table to the calls that lead from one to the other.
 //!
-//! Pure. May know regions, and what KVM_SET_USER_MEMORY_REGION can do in one call: create, delete, move, change flags; a
+//! Pure. Knows regions, and what KVM_SET_USER_MEMORY_REGION can do in one call: create, delete, move, change flags; a
 //! slot of another size or hva is deleted and created. The same list serves vhost-user's ADD_MEM_REG and REM_MEM_REG, and
 //! VFIO's map and unmap.
 //!
-//! **Order.** KVM refuses a slot that overlaps another, so what a slot's new frames belonged to goes first. Slots that
-//! exchange places wait for each other in a circle; one of each circle is deleted and created again: one call more, which
-//! a circle needs in any case. What nobody's new frames need goes last.
+//! **Order.** KVM refuses a slot that overlaps another, so the slot that a new slot's frames belonged to goes first. Slots
+//! that exchange places wait for each other in a cycle. One slot of each cycle is deleted and created again: one call more,
+//! which a cycle needs in any case. Slots whose frames nobody needs go last.
 //!
 //! **Gaps.** A call opens a gap where frames that have memory before and after the whole list lose it with this call: until a
 //! later one gives it back, a running vCPU would take an access there for MMIO. Callers stop vCPUs for those, and only for those.
@@ -236,12 +236,12 @@ impl Planner {
         others.next().map(|(skipped, (_, _, other))| (*other, from + skipped + 1))
     }
 
-    /// Gets a slot out of its old frames: to its new place if it can, away for now where that would be a circle.
+    /// Gets a slot out of its old frames: to its new place if it can; deleted for now where that would be a cycle.
     fn clear(&mut self, index: usize) {
         let task = &self.tasks[index];
         match task.state {
             _ if task.old.is_none() => {}
-            // What takes a delete in any case takes it now: there is no circle through it then.
+            // A slot that has to be deleted in any case is deleted now: no cycle goes through it then.
             State::Untouched if task.new.is_some() && task.in_one_call() => self.wait(index),
             State::Untouched | State::Waiting => self.remove(index),
             State::Done => {}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One publication: every address space at one moment, and all questions that can be asked of it.
 //!
-//! May not know how snapshots are published, nor who reads them. Immutable once published; all it refers to stays
+//! Does not know how snapshots are published, nor who reads them. Immutable once published; all it refers to stays
 //! alive until the last reader that could have seen it is gone (`epoch.rs`).
 
 use crate::index::id_table::IdTable;

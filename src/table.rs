@@ -110,7 +110,7 @@ pub struct Stats {
     pub open_sections: u64,
     /// Publications since the oldest of them began.
     pub oldest_section_lag: u64,
-    /// Changes on the attached VM that could not be taken back. Not 0: VM and table differ.
+    /// Changes on the attached VM that could not be undone. Not 0: VM and table differ.
     pub out_of_step: u64,
 }
 
@@ -397,7 +397,7 @@ impl Memslots {
         if let Some(out) = lock.writer().out_of_step {
             let (undo, errno, count) = (out.undo, out.errno, out.count);
             let _ =
-                writeln!(line, "out of step with the attached VM: {count} changes not taken back; the last: {errno:?}");
+                writeln!(line, "out of step with the attached VM: {count} changes were not undone; the last: {errno:?}");
             let (slot, gpa, size) = (undo.slot, undo.guest_phys_addr, undo.memory_size);
             let _ = writeln!(line, "  slot {slot:#x} could not be set to gpa {gpa:#x} size {size:#x}");
         }

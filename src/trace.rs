@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The trace of a table: a readable line for every change, in the form that `memslots-replay` plays again.
 //!
-//! May know requests and results; not tables. Allocates nothing. A line that cannot be written ends the trace: it must not
+//! Knows requests and results; not tables. Allocates nothing. A line that cannot be written ends the trace: it must not
 //! disturb the table.
 
 use crate::error::{Errno, Result};

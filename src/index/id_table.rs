@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The radix table of 16-bit ids, persistent like the trees, which also knows the lowest free id.
 //!
-//! May not know what its words stand for. Five bits a level, and as many levels as the largest id asks for: up to 32
+//! Does not know what its words stand for. Five bits a level, and as many levels as the largest id asks for: up to 32
 //! ids are one node of five lines, 32,764 are three levels.
 
 use super::node::NODE_LINES_MAX;

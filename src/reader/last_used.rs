@@ -30,8 +30,8 @@ pub(super) struct Hot {
     pub(super) search_gfn: SearchGfn,
 }
 
-/// In a space of no more slots than this a search costs less than a wrong guess, and a random lookup is a hit often enough for
-/// the processor to guess wrong: there, a slot counts as last used once it was found twice in a row.
+/// In a space of no more slots than this a search costs less than a mispredicted branch, and a random lookup is a hit often
+/// enough to be mispredicted: there, a slot counts as last used once it was found twice in a row.
 pub(super) const FEW: u32 = 16;
 
 /// In the last-used slot's key while no section is open: nothing hits then.

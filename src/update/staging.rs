@@ -21,7 +21,7 @@ pub(super) const NO_STEP: usize = usize::MAX;
 pub(super) struct Staging {
     pub(super) copy: WorkingCopy,
     pub(super) journal: Journal,
-    /// Steps staged so far, those included that came to nothing.
+    /// Steps staged so far, also those that changed nothing.
     pub(super) step: usize,
     pub(super) page_shift: u32,
 }
