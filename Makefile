@@ -25,8 +25,8 @@ CBINDGEN_VERSION := 0.29.4
 CBINDGEN := $(TARGET)/tools/bin/cbindgen
 
 .DEFAULT_GOAL := help
-.PHONY: help lib install uninstall header check-header check check-format check-rust check-c check-oracle check-valgrind \
-	run bench bench-quick sanitize fuzz clean
+.PHONY: help lib install uninstall header check-header test test-rust test-oracle test-c check check-tools check-format \
+	check-lint check-installed check-miri run bench bench-quick sanitize fuzz clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,28 +62,41 @@ check-header: $(CBINDGEN)
 	@scripts/header $(CBINDGEN) $(VERSION) > $(TARGET)/memslots.h
 	diff -u include/memslots.h $(TARGET)/memslots.h
 
-check: check-format check-header check-rust check-c check-oracle ## All tests: unit, property, C (plain and valgrind), KVM oracle, stress
+test: test-rust test-oracle test-c ## All tests that need gcc, make and cargo alone; what is skipped is named
+
+test-rust: # Unit and property tests of the library, and the tests of the benchmarks
+	$(CARGO) test --locked -p memslots
+	$(CARGO) test --locked -p memslots-bench
+
+test-oracle: # The library against a naive model and a real VM
+	$(CARGO) test --locked -p memslots-oracle
+
+test-c: lib # The C tests against the library in the build tree
+	C_TESTS_VALGRIND=0 c-tests/run --tree
+
+check: check-tools check-format check-lint check-header test check-installed check-miri ## All of `test`, and all that looks at the source; installs what it lacks, or names it first
+
+check-tools:
+	scripts/deps
 
 check-format:
 	$(CARGO) fmt --all --check
 	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.cc' | grep -v '^include/')
 
-check-rust:
+check-lint:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p memslots-oracle --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p memslots-bench --all-targets -- -D warnings
-	$(CARGO) test --locked -p memslots
-	$(CARGO) test --locked -p memslots-bench
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps -p memslots
 
-check-c: ## C tests only, plain and under valgrind
+check-installed: ## The C tests against what was installed into a prefix, plain and under valgrind
 	rm -rf $(TARGET)/stage
 	$(MAKE) --no-print-directory install PREFIX=$(CURDIR)/$(TARGET)/stage
 	PKG_CONFIG_PATH=$(CURDIR)/$(TARGET)/stage/lib/pkgconfig c-tests/run --installed
 	scripts/check-readme $(CURDIR)/$(TARGET)/stage
 
-check-oracle: ## The library against a naive model and a real VM
-	$(CARGO) test --locked -p memslots-oracle
+check-miri: ## Unit tests and a few cases of each property under Miri, with both of its models of borrowing
+	scripts/miri
 
 sanitize: ## Rust tests with the address sanitizer, every object its own allocation
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=address --cfg memslots_no_pool' $(CARGO) test --locked \
