@@ -64,16 +64,29 @@ fn request(before: Option<Region>, after: Option<Region>) -> Region {
 /// # Errors
 /// `EINVAL` where one of them is none; `ENOMEM`.
 pub fn between(from: &[Region], to: &[Region]) -> Result<Vec<Step>> {
-    let mut differences = Vec::new();
-    differences.try_reserve_exact(from.len() + to.len()).map_err(|_| Errno::ENOMEM)?;
-    differences.extend(from.iter().map(|region| Difference { old: Some(*region), new: None }));
-    differences.extend(to.iter().map(|region| Difference { old: None, new: Some(*region) }));
     check_table(from)?;
     check_table(to)?;
+    let (old_ids, new_ids) = (by_slot(from)?, by_slot(to)?);
+    let mut differences = Vec::new();
+    differences.try_reserve_exact(from.len() + to.len()).map_err(|_| Errno::ENOMEM)?;
+    differences.extend(from.iter().map(|old| Difference { old: Some(*old), new: find(to, &new_ids, old.slot) }));
+    let is_new = |new: &&Region| find(from, &old_ids, new.slot).is_none();
+    differences.extend(to.iter().filter(is_new).map(|new| Difference { old: None, new: Some(*new) }));
     steps(&differences)
 }
 
-/// The calls that make these differences. A slot may be in the list as gone and as new.
+/// Slots, and where each is in a list of regions.
+fn by_slot(regions: &[Region]) -> Result<Vec<(u32, usize)>> {
+    sorted_by_key(regions.iter().enumerate().map(|(index, region)| (region.slot, index)))
+}
+
+fn find(regions: &[Region], by_slot: &[(u32, usize)], slot: u32) -> Option<Region> {
+    let at = by_slot.binary_search_by_key(&slot, |(slot, _)| *slot).ok()?;
+    Some(regions[by_slot[at].1])
+}
+
+/// The calls that make these differences. A slot may be in the list as gone and, in another entry, as new: then one slot has
+/// ended and another has its id, and both are told, whatever else is the same.
 ///
 /// # Errors
 /// `ENOMEM`.
@@ -130,6 +143,8 @@ struct Task {
     /// Where it is; none where it is not there, or not any more.
     old: Option<Region>,
     new: Option<Region>,
+    /// Whether the old slot has ended and the new one is another with its id.
+    reborn: bool,
     state: State,
     /// Its place among the differences.
     order: usize,
@@ -147,14 +162,14 @@ impl Task {
             (region.memory_size, region.userspace_addr, region.flags & (READONLY | GUEST_MEMFD), memfd)
         };
         match (&self.old, &self.new) {
-            (Some(old), Some(new)) => fixed(old) == fixed(new) && old.flags & GUEST_MEMFD == 0,
+            (Some(old), Some(new)) => !self.reborn && fixed(old) == fixed(new) && old.flags & GUEST_MEMFD == 0,
             _ => true,
         }
     }
 
     fn is_nothing(&self) -> bool {
         match (&self.old, &self.new) {
-            (Some(old), Some(new)) => {
+            (Some(old), Some(new)) if !self.reborn => {
                 let said = |region: &Region| (place(region), region.userspace_addr, region.flags);
                 let memfd = |region: &Region| (region.guest_memfd, region.guest_memfd_offset);
                 said(old) == said(new) && (old.flags & GUEST_MEMFD == 0 || memfd(old) == memfd(new))
@@ -311,11 +326,42 @@ fn collect_tasks(differences: &[Difference]) -> Result<Vec<Task>> {
     for (slot, order) in order {
         let Difference { old, new } = differences[order];
         match tasks.last_mut().filter(|_| last_slot == Some(slot)) {
-            Some(task) => (task.old, task.new) = (task.old.or(old), task.new.or(new)),
-            None => tasks.push(Task { old, new, state: State::Untouched, order }),
+            Some(task) => (task.old, task.new, task.reborn) = (task.old.or(old), task.new.or(new), true),
+            None => tasks.push(Task { old, new, reborn: false, state: State::Untouched, order }),
         }
         last_slot = Some(slot);
     }
     tasks.sort_unstable_by_key(|task| task.order);
     Ok(tasks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(slot: u32, gpa: u64) -> Region {
+        Region { slot, guest_phys_addr: gpa, memory_size: 0x1000, ..Region::default() }
+    }
+
+    fn kinds(steps: &[Step]) -> Vec<Kind> {
+        steps.iter().map(|step| step.kind).collect()
+    }
+
+    #[test]
+    fn a_slot_that_ends_and_another_under_its_id_are_told_as_two() {
+        let same = Some(region(1, 0));
+        let ended_and_made = [Difference { old: same, new: None }, Difference { old: None, new: same }];
+        assert_eq!(kinds(&steps(&ended_and_made).unwrap()), [Kind::Delete, Kind::Create]);
+        let made_and_ended = [ended_and_made[1], ended_and_made[0]];
+        assert_eq!(kinds(&steps(&made_and_ended).unwrap()), [Kind::Delete, Kind::Create]);
+    }
+
+    #[test]
+    fn two_states_are_compared_slot_by_slot() {
+        let (from, to) = ([region(1, 0), region(2, 0x4000), region(3, 0x8000)], [region(4, 0x4000), region(1, 0)]);
+        let calls = between(&from, &to).unwrap();
+        assert_eq!(kinds(&calls), [Kind::Delete, Kind::Create, Kind::Delete]);
+        assert_eq!(calls.iter().map(|step| step.region().slot).collect::<Vec<_>>(), [2, 4, 3]);
+        assert!(between(&from, &from).unwrap().is_empty());
+    }
 }

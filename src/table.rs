@@ -396,8 +396,10 @@ impl Memslots {
         }
         if let Some(out) = lock.writer().out_of_step {
             let (undo, errno, count) = (out.undo, out.errno, out.count);
-            let _ =
-                writeln!(line, "out of step with the attached VM: {count} changes were not undone; the last: {errno:?}");
+            let _ = writeln!(
+                line,
+                "out of step with the attached VM: {count} changes were not undone; the last: {errno:?}"
+            );
             let (slot, gpa, size) = (undo.slot, undo.guest_phys_addr, undo.memory_size);
             let _ = writeln!(line, "  slot {slot:#x} could not be set to gpa {gpa:#x} size {size:#x}");
         }
