@@ -115,7 +115,7 @@ static int refuse_slot_5(void *ctx, const struct memslots_change *change)
 
 static void a_hook_s_refusal_is_placed_too(void)
 {
-    const struct memslots_ops ops = {.prepare = refuse_slot_5};
+    const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .prepare = refuse_slot_5};
     struct memslots_config config = default_config();
     struct memslots_region changes[] = {ram(3, 300, 10), ram(5, 400, 10), ram(6, 500, 1)};
     size_t failed_at = 99;

@@ -49,7 +49,8 @@ static void on_release(void *ctx, const struct memslot *gone)
         CHECK_EQ(memslots_reader_new(owner->ms, &reader), -EDEADLK);
 }
 
-static const struct memslots_ops ops = {.commit = on_commit, .release = on_release};
+static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .commit = on_commit,
+                                        .release = on_release};
 
 static void make(struct owner *owner, uint32_t sync)
 {

@@ -22,7 +22,7 @@ static void release(void *ctx, const struct memslot *gone)
 
 static struct memslots *table(void)
 {
-    static const struct memslots_ops ops = {.release = release};
+    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = release};
     struct memslots_config config = default_config();
     config.ops = &ops;
     config.max_garbage = 64 << 20; // where a child hangs, the parent does not fill the machine
@@ -117,7 +117,7 @@ static void ignore(void *ctx, const struct memslot *invalid)
 // neither is there any more, and free must not wait for them.
 static void the_child_may_free_what_other_threads_held(void)
 {
-    static const struct memslots_ops ops = {.flush = ignore, .release = release};
+    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .flush = ignore, .release = release};
     struct memslots_config config = default_config();
     pthread_t sitter, updater;
 

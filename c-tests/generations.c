@@ -101,7 +101,7 @@ static void ignore(void *ctx, const struct memslot *invalid)
 // also where the second is refused.
 static void two_steps_with_a_flush_hook(void)
 {
-    const struct memslots_ops ops = {.flush = ignore, .prepare = refuse_moves};
+    const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .flush = ignore, .prepare = refuse_moves};
 
     set_up(&ops);
     CHECK_EQ(set(ms, 1, 0, 10), 0);

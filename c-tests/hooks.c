@@ -66,8 +66,10 @@ static void release(void *ctx, const struct memslot *gone)
     note("R", 0, gone->id);
 }
 
-static const struct memslots_ops all = {flush, prepare, cancel, commit, release};
-static const struct memslots_ops all_but_flush = {NULL, prepare, cancel, commit, release};
+static const struct memslots_ops all = {MEMSLOTS_OPS_INIT, .flush = flush,   .prepare = prepare,
+                                        .cancel = cancel,  .commit = commit, .release = release};
+static const struct memslots_ops all_but_flush = {
+    MEMSLOTS_OPS_INIT, .prepare = prepare, .cancel = cancel, .commit = commit, .release = release};
 
 static struct memslots *ms;
 static struct memslots_reader *reader;
@@ -266,7 +268,7 @@ static int remember(void *ctx, const struct memslots_change *change)
 
 static void old_and_new(void)
 {
-    const struct memslots_ops ops = {.prepare = remember};
+    const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .prepare = remember};
     int opaque;
     struct memslots_region region = ram(1, 100, 10);
 
@@ -329,10 +331,10 @@ static void meddle_commit(void *ctx, const struct memslots_change *change)
 
 static void a_hook_that_updates_is_edeadlk(void)
 {
-    const struct memslots_ops ops[] = {{.flush = meddle_flush},
-                                       {.prepare = meddle_prepare},
-                                       {.commit = meddle_commit},
-                                       {.release = meddle_flush}};
+    const struct memslots_ops ops[] = {{MEMSLOTS_OPS_INIT, .flush = meddle_flush},
+                                       {MEMSLOTS_OPS_INIT, .prepare = meddle_prepare},
+                                       {MEMSLOTS_OPS_INIT, .commit = meddle_commit},
+                                       {MEMSLOTS_OPS_INIT, .release = meddle_flush}};
 
     for (size_t i = 0; i < 4; i++) {
         nr_meddled = 1; // not while it is set up

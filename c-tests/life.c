@@ -77,7 +77,7 @@ static void count_release(void *ctx, const struct memslot *gone)
 
 static void a_reader_may_outlive_its_table(void)
 {
-    const struct memslots_ops ops = {.release = count_release};
+    const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = count_release};
     struct memslots_config config = default_config();
     config.ops = &ops;
     struct memslots *ms = new_table_with(&config);
@@ -96,7 +96,7 @@ static void a_reader_may_outlive_its_table(void)
 // Freed from inside the caller's own section: what that has found stays good until the reader goes.
 static void a_table_freed_inside_a_section(void)
 {
-    const struct memslots_ops ops = {.release = count_release};
+    const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = count_release};
     struct memslots_config config = default_config();
     config.ops = &ops;
     struct memslots *ms = new_table_with(&config);

@@ -229,8 +229,9 @@ static void release(void *ctx, const struct memslot *gone)
     nr_released += gone->opaque == &nr_created;
 }
 
-static const struct memslots_ops ops_without_flush = {.release = release};
-static const struct memslots_ops ops_with_flush = {.flush = flush, .release = release};
+static const struct memslots_ops ops_without_flush = {MEMSLOTS_OPS_INIT, .release = release};
+static const struct memslots_ops ops_with_flush = {MEMSLOTS_OPS_INIT, .flush = flush,
+                                                   .release = release};
 
 // Until there is one: a call that makes an object says -ENOMEM or makes it.
 #define MAKE(object, call)                                                                         \

@@ -23,7 +23,7 @@ static void release(void *ctx, const struct memslot *gone)
         log->order[log->nr++] = (int)(intptr_t)gone->opaque;
 }
 
-static const struct memslots_ops ops = {.release = release};
+static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = release};
 
 static struct memslots *table(struct log *log)
 {
@@ -216,7 +216,7 @@ static void release_and_meddle(void *ctx, const struct memslot *gone)
 
 static void a_release_that_updates_is_edeadlk(void)
 {
-    const struct memslots_ops meddling = {.release = release_and_meddle};
+    const struct memslots_ops meddling = {MEMSLOTS_OPS_INIT, .release = release_and_meddle};
     struct meddler meddler = {0};
     struct memslots_config config = default_config();
     config.ops = &meddling;

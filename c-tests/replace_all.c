@@ -19,7 +19,7 @@ static struct memslots_reader *reader;
 
 static void set_up(void)
 {
-    static const struct memslots_ops ops = {.release = release};
+    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = release};
     struct memslots_config config = default_config();
 
     config.ops = &ops;

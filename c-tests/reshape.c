@@ -48,7 +48,8 @@ static struct memslots_reader *reader;
 // 1: [100, 110), 2: [110, 120) and contiguous in hva too, 3: [300, 310).
 static void set_up(void)
 {
-    static const struct memslots_ops ops = {.commit = commit, .release = release};
+    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .commit = commit,
+                                            .release = release};
     struct memslots_config config = default_config();
 
     config.ops = &ops;
@@ -266,7 +267,8 @@ static int told(void *ctx, const struct memslots_change *change)
 // All slots into the lowest, from the right: each merged slot is merged again.
 static double merge_right_to_left(uint16_t nr)
 {
-    static const struct memslots_ops ops = {.prepare = told}; // somebody is told who absorbed whom
+    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT,
+                                            .prepare = told}; // somebody is told who absorbed whom
     struct memslots_config config = default_config();
 
     config.ops = &ops;

@@ -54,8 +54,106 @@ static void a_newer_config(void)
     memset(&config, 0, sizeof(config));
     config.known = default_config();
     config.known.size = sizeof(config);
-    CHECK_EQ(memslots_new(&config.known, &ms), -E2BIG);
+    CHECK_EQ(memslots_new(&config.known, &ms), 0); // it asks for nothing that is not there
+    memslots_free(ms);
+    ms = NULL;
+    for (size_t i = 0; i < sizeof(config.unknown); i++) {
+        memset(config.unknown, 0, sizeof(config.unknown));
+        config.unknown[i] = 1;
+        CHECK_EQ(memslots_new(&config.known, &ms), -E2BIG);
+        CHECK(ms == NULL);
+    }
+}
+
+static int nr_released;
+
+static void release(void *ctx, const struct memslot *gone)
+{
+    (void)ctx;
+    (void)gone;
+    nr_released++;
+}
+
+static int new_with_ops(const void *ops, struct memslots **ms)
+{
+    struct memslots_config config = default_config();
+
+    config.ops = ops;
+    return memslots_new(&config, ms);
+}
+
+static void ops_of_every_size(void)
+{
+    struct {
+        struct memslots_ops known;
+        unsigned char unknown[sizeof(struct memslots_ops)];
+    } ops;
+    struct memslots *ms = NULL;
+
+    for (size_t size = 0; size <= sizeof(ops); size++) {
+        memset(&ops, 0, sizeof(ops));
+        ops.known = (struct memslots_ops){MEMSLOTS_OPS_INIT, .release = release};
+        ops.known.size = size;
+        if (size < sizeof(ops.known)) {
+            CHECK_EQ(new_with_ops(&ops, &ms), -EINVAL);
+            CHECK(ms == NULL);
+            continue;
+        }
+        nr_released = 0;
+        CHECK_EQ(new_with_ops(&ops, &ms), 0);
+        set(ms, 1, 0, 10);
+        memslots_free(ms);
+        CHECK_EQ(nr_released, 1);
+        ms = NULL;
+        if (size > sizeof(ops.known)) { // the last byte that it claims is not zero
+            ops.unknown[size - sizeof(ops.known) - 1] = 1;
+            CHECK_EQ(new_with_ops(&ops, &ms), -E2BIG);
+            CHECK(ms == NULL);
+        }
+    }
+}
+
+static void ignore(void *ctx, const struct memslot *slot)
+{
+    (void)ctx;
+    (void)slot;
+}
+
+// What a program for version 0.1 has in memory, compiled anew: hooks from the first word on.
+static void hooks_of_version_0_1(void)
+{
+    void (*ops[5 + sizeof(struct memslots_ops) / sizeof(void *)])(void *,
+                                                                  const struct memslot *) = {0};
+    struct memslots *ms = NULL;
+
+    ops[4] = release; // no flush: the first word is NULL
+    CHECK_EQ(new_with_ops(ops, &ms), -EINVAL);
+    ops[0] = ignore; // a flush
+    CHECK_EQ(new_with_ops(ops, &ms), -E2BIG);
     CHECK(ms == NULL);
+}
+
+static int stop(void *ctx, uint32_t why)
+{
+    (void)ctx;
+    return (int)why;
+}
+
+static void go_on(void *ctx)
+{
+    (void)ctx;
+}
+
+static void a_pause_without_a_resume(void)
+{
+    struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .pause = stop};
+    struct memslots *ms = NULL;
+
+    CHECK_EQ(new_with_ops(&ops, &ms), -EINVAL);
+    CHECK(ms == NULL);
+    ops.resume = go_on;
+    CHECK_EQ(new_with_ops(&ops, &ms), 0);
+    memslots_free(ms);
 }
 
 static void stats_of_every_size(void)
@@ -124,6 +222,9 @@ int main(void)
     RUN(config_of_nonsense_size);
     RUN(an_older_config);
     RUN(a_newer_config);
+    RUN(ops_of_every_size);
+    RUN(hooks_of_version_0_1);
+    RUN(a_pause_without_a_resume);
     RUN(stats_of_every_size);
     RUN(reader_stats_of_every_size);
     RUN(the_region_is_the_kernel_s);

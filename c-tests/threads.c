@@ -158,7 +158,8 @@ static void ignore(void *ctx, const struct memslot *invalid)
 
 static void churn(bool with_flush, int rounds)
 {
-    const struct memslots_ops ops = {.flush = with_flush ? ignore : NULL, .release = release};
+    const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .flush = with_flush ? ignore : NULL,
+                                     .release = release};
     struct memslots_config config = default_config();
     struct tag *tags = calloc((size_t)rounds * 4 + 1, sizeof(*tags));
     pthread_t threads[NR_READERS];

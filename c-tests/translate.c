@@ -106,7 +106,7 @@ static void look_at_it(void *ctx, const struct memslot *invalid)
 
 static void an_invalid_slot_is_eagain(void)
 {
-    const struct memslots_ops ops = {.flush = look_at_it};
+    const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .flush = look_at_it};
     struct going going = {0};
     struct memslots_config config = default_config();
     config.ops = &ops;

@@ -19,7 +19,7 @@ static void count_flush(void *ctx, const struct memslot *invalid)
     atomic_fetch_add(&nr_flushed, 1);
 }
 
-static const struct memslots_ops with_flush = {.flush = count_flush};
+static const struct memslots_ops with_flush = {MEMSLOTS_OPS_INIT, .flush = count_flush};
 
 static struct memslots *ms;
 static struct memslots_reader *reader;

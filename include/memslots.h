@@ -4,14 +4,60 @@
  *
  * Generated from src/capi/ by `make header`; do not edit.
  *
- * Functions that can fail return 0 or a negative errno; none sets errno, prints, exits or aborts. A
- * NULL handle is -EINVAL (or NULL or 0 where there is no error value). Units: gfn = guest frame
- * number; gpa, hva and sizes = bytes; npages = pages. Slots that are found are read-only and never
- * change in place: an update publishes another one.
+ * Errors: functions that can fail return 0 (or a number) or a negative errno. None sets errno,
+ * prints or exits. A NULL handle is -EINVAL, or NULL or 0 where there is no error value.
+ *
+ * Units: gfn = guest frame number; gpa, hva and sizes = bytes; npages = pages. Slots that are found
+ * are read-only and never change in place: an update publishes another one.
+ *
+ * Structs that begin with their size can grow. One that the caller gives: a size below that of the
+ * first version is -EINVAL; bytes beyond what the library knows must be zero, else -E2BIG; fields
+ * that are missing have their defaults. One that the caller is given: as much as there is room for,
+ * and `size` says how much that is.
  *
  * Threads: a struct memslots may be used by any thread at any time, between memslots_new and
- * memslots_free. A struct memslots_reader is used by one thread at a time; a struct memslots_txn by
- * the thread that began it. After fork() the child may only exec or free.
+ * memslots_free. A struct memslots_reader is used by one thread at a time. A struct memslots_txn is
+ * used by the thread that began it; on any other, and once it has ended, it is -EINVAL (a handle's
+ * address comes again after 1,024 further transactions of its table). A thread must end its sections
+ * and its transaction before it ends. The section of a thread that has died goes on until another
+ * thread frees the reader; its transaction holds the update lock until memslots_free, which aborts
+ * it.
+ *
+ * Blocking: readers never wait. Updates are serialised. An update waits for readers where it has
+ * something to flush, with `sync`, and past `max_garbage`; from inside a section of its own thread
+ * it is then refused with -EDEADLK. A thread in a section that finds the update lock taken waits for
+ * it, and gets -EDEADLK where the holder waits for readers. Inside an update of this thread (a hook,
+ * an open transaction) every other call that takes the update lock is -EDEADLK: updates, attaching,
+ * memslots_dump and the trace among them.
+ *
+ * Signal handlers: one may look things up with a reader of its own. It may not use a reader of the
+ * thread that it interrupts, nor begin an update.
+ *
+ * Hooks must return. A C++ exception out of one ends the process with a message, as does
+ * pthread_exit. After a longjmp out of one the update lock stays held: the thread's next update is
+ * -EDEADLK, and others wait for ever.
+ *
+ * pthread_cancel: a request that comes while a hook runs, or while the library waits for readers or
+ * writes a dump or a trace, waits until that is over. Asynchronous cancellation is not allowed inside
+ * the library.
+ *
+ * fork: the child may only exec, or free what it has inherited. In the child memslots_free calls no
+ * hook and no VM, and nothing is written to a trace: what they know of is the parent's.
+ *
+ * dlclose: the library stays loaded.
+ *
+ * System calls, for seccomp filters. Sections and lookups make none, but that the reader's epoch may
+ * be advanced, which can free memory (madvise, munmap, brk as malloc does). Updates: futex where the
+ * lock is contended; sched_yield and clock_nanosleep where they wait for readers; brk, mmap, munmap,
+ * madvise as malloc does; ioctl on an attached VM; write to a trace, with rt_sigprocmask,
+ * rt_sigpending and rt_sigtimedwait around it. memslots_attach_kvm: fcntl, readlink and ioctl.
+ * memslots_new and the end of a reader or a table: getpid.
+ *
+ * A guest_memfd that a slot names must stay open for as long as a VM may be attached: the number is
+ * given to the kernel then.
+ *
+ * The inline functions below know how a reader is laid out: a program that uses them runs with
+ * libraries of the minor version that its header is of, which the soname sees to.
  */
 
 #ifndef MEMSLOTS_H
@@ -28,6 +74,13 @@
 #endif
 #ifndef MEMSLOTS_CALL
 #define MEMSLOTS_CALL
+#endif
+
+/* Begins the initializer of a struct memslots_ops, and sets its size. */
+#if defined(__cplusplus) && __cplusplus < 202002L
+#define MEMSLOTS_OPS_INIT sizeof(struct memslots_ops)
+#else
+#define MEMSLOTS_OPS_INIT .size = sizeof(struct memslots_ops)
 #endif
 
 /*
@@ -83,7 +136,8 @@ enum memslots_access {
  */
 enum memslots_change_kind {
     /**
-     * A new slot: `old_slot` is NULL.
+     * A new slot. `old_slot` is NULL, but where the slot was cut out of another that was there before and this is no SPLIT: then
+     * it is that one, as it was.
      */
     MEMSLOTS_CREATE = 0,
     /**
@@ -103,11 +157,11 @@ enum memslots_change_kind {
      */
     MEMSLOTS_RESIZE = 4,
     /**
-     * `new_slot` was cut out of `old_slot`, which lives on and has a change of its own (RESIZE).
+     * `new_slot` was cut out of `old_slot`, which lives on and has a RESIZE of its own, and lies where it lay in that.
      */
     MEMSLOTS_SPLIT = 5,
     /**
-     * `old_slot` ends; its frames are part of `new_slot`, which has a change of its own (RESIZE).
+     * `old_slot` ended; all its frames are in `new_slot`, which has the same flags and a RESIZE of its own.
      */
     MEMSLOTS_MERGE = 6,
 };
@@ -177,32 +231,59 @@ struct memslot {
  */
 struct memslots_change {
     /**
-     * MEMSLOTS_CREATE, _DELETE, _MOVE, _FLAGS_ONLY, _RESIZE, _SPLIT or _MERGE.
+     * An enum memslots_change_kind.
      */
     uint32_t kind;
     /**
-     * NULL for CREATE.
+     * The slot before. NULL for CREATE, but where the new slot was cut out of another: that one, as it was before the update.
      */
     const struct memslot *old_slot;
     /**
-     * NULL for DELETE.
+     * The slot after; for MERGE the one that has its frames. NULL for DELETE.
      */
     const struct memslot *new_slot;
 };
 
 /**
- * What a table tells its owner of an update. All are optional. They are called on the updating thread, under the update
- * lock, in this order; in a transaction all of one kind, in the changes' order, then the next. A hook that updates the same
- * table gets -EDEADLK; it may read, and must end the sections that it opens. `ctx` is the configuration's.
+ * What a table tells its owner of an update. Begin an initializer with MEMSLOTS_OPS_INIT, which sets the size:
+ * `{MEMSLOTS_OPS_INIT, .release = my_release}`. All hooks are optional.
+ *
+ * They are called on the updating thread, under the update lock. An update calls `flush` for each slot, then `prepare` for each
+ * change, publishes, and calls `commit` for each change; where a `prepare` refuses, `cancel` for those before it, last first.
+ * `release` and then `unmap` are called when no reader can see the slot any more: at the end of this update or of a later one,
+ * in memslots_reclaim, memslots_synchronize or memslots_free, and never on a thread that only reads. A hook may look things up,
+ * and must end the sections that it opens; any other call on the same table is -EDEADLK (or does nothing, where there is no
+ * error value). A hook must return: longjmp, a C++ exception or pthread_exit out of one is not allowed (see the head of this
+ * file). `ctx` is the configuration's.
  */
 struct memslots_ops {
     /**
-     * DELETE, MOVE, and a RESIZE that gives up frames: the slot is INVALID to readers, and none is left that saw it valid.
-     * Where this hook is set, such an update waits for readers.
+     * sizeof(struct memslots_ops). Smaller than version 0.2's, 0 above all, is -EINVAL at memslots_new: a program for version 0.1
+     * that was only compiled anew must not lose its hooks. Larger than the library's, and not zero there: -E2BIG.
+     */
+    size_t size;
+    /**
+     * Stop the vCPUs. Of updates of an attached table; this version attaches without it, and never calls it. Where it is set and
+     * `resume` is not: -EINVAL at memslots_new.
+     */
+    int (*pause)(void *ctx, uint32_t why);
+    /**
+     * Let the vCPUs run again. Likewise never called by this version.
+     */
+    void (*resume)(void *ctx);
+    /**
+     * The last bits of a slot's dirty log, one a page. Likewise never called by this version.
+     */
+    void (*dirty)(void *ctx, const struct memslot *slot, const uint64_t *bitmap);
+    /**
+     * For every slot of which a reader may have derived something that stops being true: DELETE, MOVE, and whatever leaves a
+     * frame without memory, with other memory, or with less access (READONLY, guest_memfd) than before. The slot is INVALID to
+     * readers, and none is left that saw it valid. Where this hook is set, such an update waits for readers. The attached VM
+     * still has the slot: do not take pages away here.
      */
     void (*flush)(void *ctx, const struct memslot *invalid);
     /**
-     * May refuse, with a negative errno: the update is undone and returns it.
+     * May refuse, with a negative errno: the update is rolled back and returns it.
      */
     int (*prepare)(void *ctx, const struct memslots_change *change);
     /**
@@ -214,10 +295,18 @@ struct memslots_ops {
      */
     void (*commit)(void *ctx, const struct memslots_change *change);
     /**
-     * Once in a slot's life (not on MOVE, FLAGS_ONLY or RESIZE), when no reader can see it any more: the place to munmap or
-     * to free `opaque`. Runs in a later update, in memslots_reclaim, _synchronize or _free; never on a thread that reads.
+     * The end of a slot's life, when no reader can see it any more: once a slot, after DELETE and MERGE. The place to free
+     * `opaque`; its memory may be another slot's by now.
      */
     void (*release)(void *ctx, const struct memslot *gone);
+    /**
+     * Host memory that no slot maps any more, in any address space, and that no reader can still use: the place to munmap.
+     * Exact pieces of what one slot had: after a MERGE nothing, after a RESIZE that shrinks the tail, after SPLIT and DELETE
+     * the deleted part; aliased memory when the last slot that mapped it is gone and no reader can still use it through that
+     * one. What has been mapped again by then is left out. All releases that are due come first. With this hook set, the
+     * table gives up every slot's memory, at memslots_free what is left; who unmaps memory on his own leaves it NULL.
+     */
+    void (*unmap)(void *ctx, uint64_t hva, uint64_t size);
 };
 
 /**
@@ -225,7 +314,8 @@ struct memslots_ops {
  */
 struct memslots_config {
     /**
-     * sizeof(struct memslots_config), so that it can grow.
+     * sizeof(struct memslots_config), so that it can grow. The fields up to `ctx` must be there; those after it that are
+     * not have their defaults. Bytes beyond what the library knows must be zero.
      */
     size_t size;
     /**
@@ -431,15 +521,15 @@ extern "C" {
 /**
  * Fills in the defaults, and the size. Does not block; any thread. NULL: nothing happens.
  *
- * In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program built
- * with an older header stays whole; the function is for callers that know the struct of version 0.1.
+ * In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program
+ * built with an older header is not written beyond its struct. The function fills in the struct of version 0.2.0.
  */
 MEMSLOTS_CALL
 void memslots_config_init(struct memslots_config *config);
 
 /**
- * Fills in the defaults of as much of the struct as there is in `size` bytes, and the size. Otherwise as
- * memslots_config_init. A size smaller than any version's: nothing happens.
+ * Fills in the defaults of as much of the struct as there is in `size` bytes, zero for what is beyond the library's, and the
+ * size. Otherwise as memslots_config_init. Where there is no room for the fields up to `ctx`, nothing happens.
  */
 MEMSLOTS_CALL
 void memslots_config_init_sized(struct memslots_config *config,
@@ -449,8 +539,8 @@ void memslots_config_init_sized(struct memslots_config *config,
  * Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
  * memslots_free.
  *
- * Errors: -EINVAL (a NULL `out`, a number outside of its range, a size smaller than any version's), -E2BIG (a config larger
- * than this library knows), -ENOMEM.
+ * Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`), -E2BIG
+ * (a size above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_new(const struct memslots_config *config,
@@ -1026,6 +1116,21 @@ struct memslots_reader_hot {
     uint64_t npages;
     const struct memslot *slot;
 };
+
+/* The library asserts the same of its side. */
+#if defined(__cplusplus)
+#define MEMSLOTS_ASSERT(condition) static_assert(condition, #condition)
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+#define MEMSLOTS_ASSERT(condition) _Static_assert(condition, #condition)
+#else
+#define MEMSLOTS_ASSERT(condition) struct memslots_assert
+#endif
+MEMSLOTS_ASSERT(sizeof(void *) == 8);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, seq) == 0);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, key) == 8);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, base_gfn) == 16);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, npages) == 24);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, slot) == 32);
 
 /*
  * memslots_find_gfn, with the last-used slot looked at in the caller: a gfn of the slot that the

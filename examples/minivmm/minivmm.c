@@ -78,7 +78,7 @@ static void open_vm(struct vmm *vmm, bool simulate)
 
 static void open_table(struct vmm *vmm)
 {
-    static const struct memslots_ops ops = {.release = release_memory};
+    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = release_memory};
     struct memslots_config config;
 
     memslots_config_init(&config);

@@ -9,7 +9,11 @@
 // C names are C's, and what is public here is so to C.
 #![allow(non_camel_case_types, unreachable_pub, dead_code, clippy::enum_variant_names)]
 
+mod sized;
+
 // In the header's order, which rustfmt would not keep for neighbours.
+mod hooks;
+
 mod table;
 
 mod update;
@@ -55,7 +59,8 @@ pub enum memslots_access {
 /// What an update does to a slot. The first four are the kernel's `enum kvm_mr_change`.
 #[repr(C)]
 pub enum memslots_change_kind {
-    /// A new slot: `old_slot` is NULL.
+    /// A new slot. `old_slot` is NULL, but where the slot was cut out of another that was there before and this is no SPLIT: then
+    /// it is that one, as it was.
     MEMSLOTS_CREATE = 0,
     /// The slot ends: `new_slot` is NULL.
     MEMSLOTS_DELETE = 1,
@@ -65,9 +70,9 @@ pub enum memslots_change_kind {
     MEMSLOTS_FLAGS_ONLY = 3,
     /// Another size; frames and flags may have changed too.
     MEMSLOTS_RESIZE = 4,
-    /// `new_slot` was cut out of `old_slot`, which lives on and has a change of its own (RESIZE).
+    /// `new_slot` was cut out of `old_slot`, which lives on and has a RESIZE of its own, and lies where it lay in that.
     MEMSLOTS_SPLIT = 5,
-    /// `old_slot` ends; its frames are part of `new_slot`, which has a change of its own (RESIZE).
+    /// `old_slot` ended; all its frames are in `new_slot`, which has the same flags and a RESIZE of its own.
     MEMSLOTS_MERGE = 6,
 }
 
@@ -125,23 +130,6 @@ unsafe fn array<'a, T>(pointer: *const T, count: usize) -> Result<&'a [T]> {
     }
     // SAFETY: the caller's promise.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
-}
-
-/// Writes as much of a sized struct as the caller has room for. `size` is the struct's first field.
-///
-/// # Safety
-/// `out` has room for `size` bytes.
-unsafe fn write_sized<T>(out: *mut T, size: usize, value: &T) -> Result<()> {
-    if out.is_null() || size < size_of::<usize>() {
-        return Err(Errno::EINVAL);
-    }
-    let known = size.min(size_of::<T>());
-    // SAFETY: the caller's promise; the source has at least that many bytes.
-    unsafe {
-        std::ptr::from_ref(value).cast::<u8>().copy_to_nonoverlapping(out.cast(), known);
-        out.cast::<usize>().write_unaligned(known);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

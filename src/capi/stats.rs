@@ -2,7 +2,7 @@
 //! Reclaiming, and looking at a table.
 
 use super::table::memslots;
-use super::{answer, given, value, write_sized};
+use super::{answer, given, sized, value};
 use crate::error::Errno;
 use crate::reader::Reader;
 use crate::table::Stats;
@@ -39,6 +39,9 @@ pub struct memslots_stats {
     pub out_of_step: u64,
 }
 
+// SAFETY: of that layout.
+unsafe impl sized::Output for memslots_stats {}
+
 /// What a reader did.
 #[repr(C)]
 pub struct memslots_reader_stats {
@@ -49,6 +52,9 @@ pub struct memslots_reader_stats {
     /// Lookups by gfn that the last-used slot did not answer.
     pub misses: u64,
 }
+
+// SAFETY: of that layout.
+unsafe impl sized::Output for memslots_reader_stats {}
 
 /// Frees what no reader can see any more and runs the releases that are due. Returns how many it ran. Does not wait for
 /// readers, but for other threads' updates; any thread. 0 for NULL, and inside an update of this thread.
@@ -116,7 +122,7 @@ pub unsafe extern "C" fn memslots_get_stats(table: *mut memslots, stats: *mut me
             out_of_step,
         };
         // SAFETY: the caller says how much room there is.
-        unsafe { write_sized(stats, size, &now) }
+        unsafe { sized::write(stats, size, &now) }
     })
 }
 
@@ -133,7 +139,7 @@ pub unsafe extern "C" fn memslots_reader_get_stats(
         let did = unsafe { given(reader) }?.stats();
         let now = memslots_reader_stats { size: 0, sections: did.sections, misses: did.misses };
         // SAFETY: the caller says how much room there is.
-        unsafe { write_sized(stats, size, &now) }
+        unsafe { sized::write(stats, size, &now) }
     })
 }
 

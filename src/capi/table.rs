@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `memslots_config`, `memslots_ops`, and the life of a table.
 
+use super::hooks::{self, memslots_ops};
+use super::sized::{self, Input as _};
 use super::txn::{Transactions, BLOCK};
 use super::{answer, given, value};
 use crate::error::{Errno, Result};
-use crate::hooks::{Change, Hooks};
-use crate::slot::Memslot;
 use crate::table::{Config, Memslots};
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::{align_of, offset_of, size_of};
@@ -21,43 +21,12 @@ pub struct memslots {
 
 const _: () = assert!(align_of::<memslots>() == BLOCK && size_of::<memslots>() == BLOCK);
 
-/// What an update does to one slot, as the hooks see it. Valid during the call, as are the slots; the slots that become or
-/// were current live on as long as those that a reader finds.
-#[repr(C)]
-pub struct memslots_change {
-    /// MEMSLOTS_CREATE, _DELETE, _MOVE, _FLAGS_ONLY, _RESIZE, _SPLIT or _MERGE.
-    pub kind: u32,
-    /// NULL for CREATE.
-    pub old_slot: *const Memslot,
-    /// NULL for DELETE.
-    pub new_slot: *const Memslot,
-}
-
-/// What a table tells its owner of an update. All are optional. They are called on the updating thread, under the update
-/// lock, in this order; in a transaction all of one kind, in the changes' order, then the next. A hook that updates the same
-/// table gets -EDEADLK; it may read, and must end the sections that it opens. `ctx` is the configuration's.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct memslots_ops {
-    /// DELETE, MOVE, and a RESIZE that gives up frames: the slot is INVALID to readers, and none is left that saw it valid.
-    /// Where this hook is set, such an update waits for readers.
-    pub flush: Option<unsafe extern "C" fn(ctx: *mut c_void, invalid: *const Memslot)>,
-    /// May refuse, with a negative errno: the update is undone and returns it.
-    pub prepare: Option<unsafe extern "C" fn(ctx: *mut c_void, change: *const memslots_change) -> c_int>,
-    /// A later change was refused: undo your `prepare`. In reverse order.
-    pub cancel: Option<unsafe extern "C" fn(ctx: *mut c_void, change: *const memslots_change)>,
-    /// The new state is published.
-    pub commit: Option<unsafe extern "C" fn(ctx: *mut c_void, change: *const memslots_change)>,
-    /// Once in a slot's life (not on MOVE, FLAGS_ONLY or RESIZE), when no reader can see it any more: the place to munmap or
-    /// to free `opaque`. Runs in a later update, in memslots_reclaim, _synchronize or _free; never on a thread that reads.
-    pub release: Option<unsafe extern "C" fn(ctx: *mut c_void, gone: *const Memslot)>,
-}
-
 /// How a table is made. memslots_config_init() fills in the defaults: set what is to be different afterwards.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct memslots_config {
-    /// sizeof(struct memslots_config), so that it can grow.
+    /// sizeof(struct memslots_config), so that it can grow. The fields up to `ctx` must be there; those after it that are
+    /// not have their defaults. Bytes beyond what the library knows must be zero.
     pub size: usize,
     /// 1 to 64; default 1.
     pub nr_address_spaces: u32,
@@ -83,12 +52,13 @@ pub struct memslots_config {
     pub max_garbage: usize,
 }
 
-/// The least that a caller must know of the struct.
-const SMALLEST_CONFIG: usize = offset_of!(memslots_config, hva_limit);
-/// The struct of version 0.1.
+/// The struct that memslots_config_init, the function, fills in: that of version 0.2.0, whatever is added later.
 const FIRST_CONFIG: usize = offset_of!(memslots_config, max_garbage) + size_of::<usize>();
 
-impl memslots_config {
+// SAFETY: repr(C), the size first; numbers and pointers are good whatever their bits.
+unsafe impl sized::Input for memslots_config {
+    const SMALLEST: usize = offset_of!(memslots_config, hva_limit);
+
     fn defaults() -> memslots_config {
         let Config { nr_address_spaces, max_slots, supported_flags, hva_limit, gpa_bits, max_garbage, .. } =
             Config::default();
@@ -106,39 +76,14 @@ impl memslots_config {
             max_garbage,
         }
     }
+}
 
-    /// What a caller gave, with the defaults for what it does not know of.
-    ///
+impl memslots_config {
     /// # Safety
-    /// NULL, or a struct of the size that it says.
-    unsafe fn read(given: *const memslots_config) -> Result<memslots_config> {
-        let mut config = Self::defaults();
-        if given.is_null() {
-            return Ok(config);
-        }
-        // SAFETY: the caller's promise; the size comes first.
-        let size = unsafe { (*given).size };
-        if size < SMALLEST_CONFIG {
-            return Err(Errno::EINVAL);
-        }
-        if size > size_of::<memslots_config>() {
-            // From a newer header, with fields that we do not know.
-            return Err(Errno::E2BIG);
-        }
-        // SAFETY: `size` bytes are there, and we have room for as many; any bits are good for these fields.
-        unsafe { given.cast::<u8>().copy_to_nonoverlapping((&raw mut config).cast(), size) };
-        Ok(config)
-    }
-
-    /// # Safety
-    /// `ops` is NULL or points to live hooks.
+    /// `ops` is NULL, or a struct of the size that it says.
     unsafe fn into_config(self) -> Result<Config> {
         // SAFETY: the caller's promise.
-        let ops = unsafe { self.ops.as_ref() };
-        let hooks = match ops {
-            Some(ops) => Some(crate::memory::try_box(Ops { ops: *ops, ctx: self.ctx })? as Box<dyn Hooks>),
-            None => None,
-        };
+        let hooks = unsafe { hooks::read(self.ops, self.ctx) }?;
         if self.sync > 1 {
             return Err(Errno::EINVAL);
         }
@@ -162,101 +107,29 @@ fn host_page_shift() -> u32 {
     u64::try_from(bytes).ok().and_then(u64::checked_ilog2).unwrap_or(12)
 }
 
-/// C's hooks.
-struct Ops {
-    ops: memslots_ops,
-    ctx: *mut c_void,
-}
-
-// SAFETY: the header says that hooks are called on whichever thread updates, one at a time; functions and ctx are the
-// caller's to make fit for that.
-unsafe impl Send for Ops {}
-// SAFETY: as above.
-unsafe impl Sync for Ops {}
-
-impl Ops {
-    fn with_change<T>(change: &Change<'_>, call: impl FnOnce(*const memslots_change) -> T) -> T {
-        let slot = |slot: Option<&Memslot>| slot.map_or(null(), std::ptr::from_ref);
-        let change = memslots_change {
-            kind: change.kind as u32,
-            old_slot: slot(change.old_slot),
-            new_slot: slot(change.new_slot),
-        };
-        call(&change)
-    }
-}
-
-impl Hooks for Ops {
-    fn wants_flush(&self) -> bool {
-        self.ops.flush.is_some()
-    }
-
-    fn flush(&self, invalid: &Memslot) {
-        if let Some(flush) = self.ops.flush {
-            // SAFETY: the caller's function, called as the header says.
-            unsafe { flush(self.ctx, invalid) }
-        }
-    }
-
-    fn prepare(&self, change: &Change<'_>) -> Result<()> {
-        let Some(prepare) = self.ops.prepare else { return Ok(()) };
-        // SAFETY: as above.
-        match Self::with_change(change, |change| unsafe { prepare(self.ctx, change) }) {
-            0 => Ok(()),
-            refused => Err(Errno(refused.saturating_abs())),
-        }
-    }
-
-    fn cancel(&self, change: &Change<'_>) {
-        if let Some(cancel) = self.ops.cancel {
-            // SAFETY: as above.
-            Self::with_change(change, |change| unsafe { cancel(self.ctx, change) });
-        }
-    }
-
-    fn commit(&self, change: &Change<'_>) {
-        if let Some(commit) = self.ops.commit {
-            // SAFETY: as above.
-            Self::with_change(change, |change| unsafe { commit(self.ctx, change) });
-        }
-    }
-
-    fn release(&self, gone: &Memslot) {
-        if let Some(release) = self.ops.release {
-            // SAFETY: as above.
-            unsafe { release(self.ctx, gone) }
-        }
-    }
-}
-
 /// Fills in the defaults, and the size. Does not block; any thread. NULL: nothing happens.
 ///
-/// In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program built
-/// with an older header stays whole; the function is for callers that know the struct of version 0.1.
+/// In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program
+/// built with an older header is not written beyond its struct. The function fills in the struct of version 0.2.0.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_config_init(config: *mut memslots_config) {
     // SAFETY: the caller's struct, of at least this size.
     unsafe { memslots_config_init_sized(config, FIRST_CONFIG) };
 }
 
-/// Fills in the defaults of as much of the struct as there is in `size` bytes, and the size. Otherwise as
-/// memslots_config_init. A size smaller than any version's: nothing happens.
+/// Fills in the defaults of as much of the struct as there is in `size` bytes, zero for what is beyond the library's, and the
+/// size. Otherwise as memslots_config_init. Where there is no room for the fields up to `ctx`, nothing happens.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_config_init_sized(config: *mut memslots_config, size: usize) {
-    if config.is_null() || size < SMALLEST_CONFIG {
-        return;
-    }
-    let known = size.min(size_of::<memslots_config>());
-    let defaults = memslots_config { size: known, ..memslots_config::defaults() };
     // SAFETY: the caller says that so many bytes are there.
-    unsafe { (&raw const defaults).cast::<u8>().copy_to_nonoverlapping(config.cast(), known) };
+    unsafe { sized::fill(config, size) };
 }
 
 /// Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
 /// memslots_free.
 ///
-/// Errors: -EINVAL (a NULL `out`, a number outside of its range, a size smaller than any version's), -E2BIG (a config larger
-/// than this library knows), -ENOMEM.
+/// Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`), -E2BIG
+/// (a size above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut *mut memslots) -> c_int {
     answer(|| {
@@ -264,7 +137,7 @@ pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut 
             return Err(Errno::EINVAL);
         }
         // SAFETY: the caller's struct and hooks.
-        let config = unsafe { memslots_config::read(config)?.into_config()? };
+        let config = unsafe { sized::read(config)?.unwrap_or_else(memslots_config::defaults).into_config()? };
         let table = Memslots::new(config)?;
         let handle = crate::memory::try_box(memslots { txns: Transactions::new(), table })?;
         // SAFETY: not NULL, and the caller's.

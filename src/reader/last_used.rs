@@ -10,6 +10,7 @@ use super::Reader;
 use crate::published::{Current, SEQ_STEP};
 use crate::slot::{Gfn, Memslot, MAX_ADDRESS_SPACES};
 use std::cell::Cell;
+use std::mem::offset_of;
 use std::ptr::NonNull;
 
 /// What a hit needs, on one line at the start of a reader: the C header's inline lookup knows this layout
@@ -29,6 +30,12 @@ pub(super) struct Hot {
     /// What a miss goes on with: that of `Reader::searches`.
     pub(super) search_gfn: SearchGfn,
 }
+
+// What the header asserts of `struct memslots_reader_hot`.
+const _: () = {
+    assert!(offset_of!(Hot, current) == 0 && offset_of!(Hot, key) == 8 && offset_of!(Hot, base_gfn) == 16);
+    assert!(offset_of!(Hot, npages) == 24 && offset_of!(Hot, slot) == 32);
+};
 
 /// In a space of no more slots than this a search costs less than a mispredicted branch, and a random lookup is a hit often
 /// enough to be mispredicted: there, a slot counts as last used once it was found twice in a row.

@@ -4,14 +4,60 @@
  *
  * Generated from src/capi/ by `make header`; do not edit.
  *
- * Functions that can fail return 0 or a negative errno; none sets errno, prints, exits or aborts. A
- * NULL handle is -EINVAL (or NULL or 0 where there is no error value). Units: gfn = guest frame
- * number; gpa, hva and sizes = bytes; npages = pages. Slots that are found are read-only and never
- * change in place: an update publishes another one.
+ * Errors: functions that can fail return 0 (or a number) or a negative errno. None sets errno,
+ * prints or exits. A NULL handle is -EINVAL, or NULL or 0 where there is no error value.
+ *
+ * Units: gfn = guest frame number; gpa, hva and sizes = bytes; npages = pages. Slots that are found
+ * are read-only and never change in place: an update publishes another one.
+ *
+ * Structs that begin with their size can grow. One that the caller gives: a size below that of the
+ * first version is -EINVAL; bytes beyond what the library knows must be zero, else -E2BIG; fields
+ * that are missing have their defaults. One that the caller is given: as much as there is room for,
+ * and `size` says how much that is.
  *
  * Threads: a struct memslots may be used by any thread at any time, between memslots_new and
- * memslots_free. A struct memslots_reader is used by one thread at a time; a struct memslots_txn by
- * the thread that began it. After fork() the child may only exec or free.
+ * memslots_free. A struct memslots_reader is used by one thread at a time. A struct memslots_txn is
+ * used by the thread that began it; on any other, and once it has ended, it is -EINVAL (a handle's
+ * address comes again after 1,024 further transactions of its table). A thread must end its sections
+ * and its transaction before it ends. The section of a thread that has died goes on until another
+ * thread frees the reader; its transaction holds the update lock until memslots_free, which aborts
+ * it.
+ *
+ * Blocking: readers never wait. Updates are serialised. An update waits for readers where it has
+ * something to flush, with `sync`, and past `max_garbage`; from inside a section of its own thread
+ * it is then refused with -EDEADLK. A thread in a section that finds the update lock taken waits for
+ * it, and gets -EDEADLK where the holder waits for readers. Inside an update of this thread (a hook,
+ * an open transaction) every other call that takes the update lock is -EDEADLK: updates, attaching,
+ * memslots_dump and the trace among them.
+ *
+ * Signal handlers: one may look things up with a reader of its own. It may not use a reader of the
+ * thread that it interrupts, nor begin an update.
+ *
+ * Hooks must return. A C++ exception out of one ends the process with a message, as does
+ * pthread_exit. After a longjmp out of one the update lock stays held: the thread's next update is
+ * -EDEADLK, and others wait for ever.
+ *
+ * pthread_cancel: a request that comes while a hook runs, or while the library waits for readers or
+ * writes a dump or a trace, waits until that is over. Asynchronous cancellation is not allowed inside
+ * the library.
+ *
+ * fork: the child may only exec, or free what it has inherited. In the child memslots_free calls no
+ * hook and no VM, and nothing is written to a trace: what they know of is the parent's.
+ *
+ * dlclose: the library stays loaded.
+ *
+ * System calls, for seccomp filters. Sections and lookups make none, but that the reader's epoch may
+ * be advanced, which can free memory (madvise, munmap, brk as malloc does). Updates: futex where the
+ * lock is contended; sched_yield and clock_nanosleep where they wait for readers; brk, mmap, munmap,
+ * madvise as malloc does; ioctl on an attached VM; write to a trace, with rt_sigprocmask,
+ * rt_sigpending and rt_sigtimedwait around it. memslots_attach_kvm: fcntl, readlink and ioctl.
+ * memslots_new and the end of a reader or a table: getpid.
+ *
+ * A guest_memfd that a slot names must stay open for as long as a VM may be attached: the number is
+ * given to the kernel then.
+ *
+ * The inline functions below know how a reader is laid out: a program that uses them runs with
+ * libraries of the minor version that its header is of, which the soname sees to.
  */
 
 #ifndef MEMSLOTS_H
@@ -28,4 +74,11 @@
 #endif
 #ifndef MEMSLOTS_CALL
 #define MEMSLOTS_CALL
+#endif
+
+/* Begins the initializer of a struct memslots_ops, and sets its size. */
+#if defined(__cplusplus) && __cplusplus < 202002L
+#define MEMSLOTS_OPS_INIT sizeof(struct memslots_ops)
+#else
+#define MEMSLOTS_OPS_INIT .size = sizeof(struct memslots_ops)
 #endif

@@ -14,6 +14,21 @@ struct memslots_reader_hot {
     const struct memslot *slot;
 };
 
+/* The library asserts the same of its side. */
+#if defined(__cplusplus)
+#define MEMSLOTS_ASSERT(condition) static_assert(condition, #condition)
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+#define MEMSLOTS_ASSERT(condition) _Static_assert(condition, #condition)
+#else
+#define MEMSLOTS_ASSERT(condition) struct memslots_assert
+#endif
+MEMSLOTS_ASSERT(sizeof(void *) == 8);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, seq) == 0);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, key) == 8);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, base_gfn) == 16);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, npages) == 24);
+MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, slot) == 32);
+
 /*
  * memslots_find_gfn, with the last-used slot looked at in the caller: a gfn of the slot that the
  * reader found last costs one load and two compares. Same contract; `reader` is not NULL.
