@@ -50,15 +50,17 @@ impl<'r> Section<'r> {
 
     /// As `find_gfn`; in a hole the slot below it, or the lowest slot where none is below. None only for an empty space.
     pub fn find_gfn_approx(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+        let published = self.published();
         // SAFETY: the section keeps the publication.
-        unsafe { self.space(as_id)?.find_gfn_approx(gfn) }.map(|record| self.published().slot(record))
+        unsafe { published.space(as_id)?.find_gfn_approx(gfn) }.map(|record| published.slot(record))
     }
 
     /// The slot with an id.
     #[inline(always)]
     pub fn find_id(&self, as_id: u16, id: u16) -> Option<&Memslot> {
+        let published = self.published();
         // SAFETY: the section keeps the publication.
-        unsafe { self.space(as_id)?.find_id(id) }.map(|record| self.published().slot(record))
+        unsafe { published.space(as_id)?.find_id(id) }.map(|record| published.slot(record))
     }
 
     /// The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id.
