@@ -43,13 +43,15 @@ install: lib ## Install under PREFIX (default /usr/local) below DESTDIR, with a 
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libmemslots.so
 	$(INSTALL) -m 644 $(TARGET)/release/libmemslots.a $(DESTDIR)$(LIBDIR)/libmemslots.a
 	$(INSTALL) -m 644 include/memslots.h $(DESTDIR)$(INCLUDEDIR)/memslots.h
-	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|' \
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|' \
+		-e 's|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|' \
 		memslots.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/memslots.pc
 	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/memslots.pc
 
-uninstall: ## Take away what install put there
-	rm -f $(DESTDIR)$(LIBDIR)/libmemslots.so $(DESTDIR)$(LIBDIR)/$(SONAME) $(DESTDIR)$(LIBDIR)/libmemslots.so.$(VERSION) \
-		$(DESTDIR)$(LIBDIR)/libmemslots.a $(DESTDIR)$(INCLUDEDIR)/memslots.h $(DESTDIR)$(LIBDIR)/pkgconfig/memslots.pc
+uninstall: ## Remove what install has installed
+	rm -f $(DESTDIR)$(LIBDIR)/libmemslots.so $(DESTDIR)$(LIBDIR)/$(SONAME) \
+		$(DESTDIR)$(LIBDIR)/libmemslots.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libmemslots.a \
+		$(DESTDIR)$(INCLUDEDIR)/memslots.h $(DESTDIR)$(LIBDIR)/pkgconfig/memslots.pc
 
 $(CBINDGEN):
 	$(CARGO) install --quiet --locked --root $(TARGET)/tools --version $(CBINDGEN_VERSION) cbindgen

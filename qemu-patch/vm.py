@@ -256,7 +256,7 @@ class Vm:
 
 
 def same_memory(one, other):
-    """Where the memory of two guests first differs, or None. Not the mailbox: the host writes there behind QEMU's back."""
+    """Where the memory of two guests first differs, or None. The mailbox, which the host writes to, is left out."""
     step = MIB
     for at in range(0, one.ram, step):
         if one.memory[at:at + step] != other.memory[at:at + step]:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Panics around a table: one in a hook leaves readers a whole state and refuses updates, the caller's own leaves all as it was.
+//! Panics around a table: after one in a hook, readers see one whole state and updates are refused; after one in the
+//! caller's own code, everything is as it was.
 
 use memslots::{Change, Config, Errno, Gfn, Hooks, Memslot, Memslots, Region};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -8,7 +9,8 @@ use std::sync::Arc;
 
 #[cfg(memslots_no_pool)]
 mod sanitized {
-    /// What a panic leaves behind goes with the chunks of the pool. Without a pool it is a leak, and not what is looked for here.
+    /// What a panic leaves behind is freed with the chunks of the pool. Without a pool it is a leak, which is not what
+    /// these tests look for.
     #[no_mangle]
     extern "C" fn __asan_default_options() -> *const std::ffi::c_char {
         c"detect_leaks=0".as_ptr()

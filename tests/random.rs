@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table against a list: a long random run in which every answer is looked for by hand. The exhaustive comparison, with the
-//! kernel's rules and errnos, is the `oracle` crate's; this one needs nothing but the library.
+//! The table against a list: a long random run in which every answer is looked for by hand. The exhaustive comparison,
+//! with the kernel's rules and errnos, is the `oracle` crate's; this one needs nothing but the library.
 
 use memslots::{Config, Errno, Gfn, Gpa, Hva, Memslot, Memslots, Region, ID_ANY};
 use std::ptr::null_mut;
@@ -141,7 +141,8 @@ fn host_memory_shared_by_many_slots() {
 
 #[test]
 fn as_many_address_spaces_as_there_can_be() {
-    // The root is larger than any node; what updates replace comes back to the pool, or debug builds would say so at the end.
+    // The root is larger than any node. What updates replace comes back to the pool, or debug builds would fail at the
+    // end.
     let table = Memslots::new(Config { nr_address_spaces: 64, ..Config::default() }).unwrap();
     let reader = table.reader().unwrap();
     for round in 0..40 {

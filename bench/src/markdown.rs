@@ -13,9 +13,9 @@ const HEAD: &str = "<!-- Made by `make bench` from results.json; do not edit. --
 
 # Results
 
-Each figure: how many times as long the other structure takes (or as many bytes), and what libmemslots takes. **Bold**: the
-goal is reached, or the floor where there is no goal; ▼: the floor is not; plain: between the two, or nothing was promised.
-What the rows and structures are, and how they are measured, is in [README.md](README.md).
+Each figure says how many times as long the other structure takes (or as many bytes), and in brackets what libmemslots
+takes. **Bold**: the goal is reached, or the floor where there is no goal. ▼: the floor is not reached. Plain: between
+the two, or nothing was promised. The rows and structures, and how they are measured, are in [README.md](README.md).
 ";
 
 /// Rows with figures of the peer on the layout, in the order measured.
@@ -124,8 +124,8 @@ fn concurrency(out: &mut String, results: &Results) {
     let (moves, bytes) = garbage.uncapped.last().copied().unwrap_or_default();
     let _ = writeln!(
         out,
-        "- garbage while a reader sleeps in its section: {bytes} bytes after {moves} moves, {} after it left; with a cap of {} \
-         at most {}, and the writer {}",
+        "- garbage while a reader sleeps in its section: {bytes} bytes after {moves} moves, {} after it left; \
+         with a cap of {} at most {}, and the writer {}",
         garbage.after,
         garbage.cap,
         garbage.capped_peak,

@@ -101,7 +101,7 @@ pub fn summary_lines(results: &Results) -> Vec<String> {
     let (mut floors, mut goals, mut all, mut with_goal) = (0, 0, 0, 0);
     let mut missed = Vec::new();
     for target in TARGETS {
-        for &(n, floor, goal) in target.sizes {
+        for (n, floor, goal) in target.promises() {
             let Some(cell) = results.find(target.row, Shape::Holes, n, target.peer) else {
                 continue;
             };

@@ -4,45 +4,70 @@
 //! reach (floor) and is going for (goal), by table size. A ratio is theirs over ours; larger is
 //! better. Data only.
 
-/// A promise for one row against one peer: (n, floor, goal).
+/// Table sizes for which something is promised.
+pub const SIZES: [usize; 5] = [10, 50, 509, 8194, 32764];
+
+/// A promise for one row against one peer, by size: as [`SIZES`].
 pub struct Target {
     pub row: &'static str,
     pub peer: &'static str,
-    pub sizes: &'static [(usize, f64, f64)],
+    floors: [f64; SIZES.len()],
+    goals: [f64; SIZES.len()],
 }
 
-/// A floor without a goal of its own.
+impl Target {
+    /// The sizes with a floor: (n, floor, goal). The goal is NaN where there is none.
+    pub fn promises(&self) -> impl Iterator<Item = (usize, f64, f64)> + '_ {
+        let all = (0..SIZES.len()).map(|i| (SIZES[i], self.floors[i], self.goals[i]));
+        all.filter(|(_, floor, _)| !floor.is_nan())
+    }
+}
+
+const fn target(
+    row: &'static str,
+    peer: &'static str,
+    floors: [f64; SIZES.len()],
+    goals: [f64; SIZES.len()],
+) -> Target {
+    Target { row, peer, floors, goals }
+}
+
+/// No floor, or no goal.
 const NONE: f64 = f64::NAN;
+const NO_GOALS: [f64; SIZES.len()] = [NONE; SIZES.len()];
 
 #[rustfmt::skip]
 pub const TARGETS: &[Target] = &[
     // Linux's trees without grace periods.
-    Target { row: "gfn random", peer: "linux", sizes: &[(10, 3.0, 4.0), (50, 2.2, 4.0), (509, 4.0, 7.0), (8194, 5.0, 9.0), (32764, 5.0, 10.0)] },
-    Target { row: "gfn in a hole", peer: "linux", sizes: &[(10, 3.5, 4.0), (50, 3.6, 5.4), (509, 5.8, 9.0), (8194, 6.2, 10.0), (32764, 6.5, 12.0)] },
-    Target { row: "gfn dependent", peer: "linux", sizes: &[(10, 1.3, 2.0), (50, 0.9, 1.5), (509, 1.7, 2.5), (8194, 2.2, 3.0), (32764, 2.5, 4.0)] },
-    Target { row: "gfn last-used hit", peer: "linux", sizes: &[(10, 1.0, 1.3), (50, 1.0, 1.3), (509, 1.0, 1.3), (8194, 1.0, 1.3), (32764, 1.0, 1.3)] },
-    Target { row: "gfn last-used hit, inline", peer: "linux", sizes: &[(10, 1.2, 1.4), (50, 1.2, 1.4), (509, 1.2, 1.4), (8194, 1.2, 1.4), (32764, 1.2, 1.4)] },
-    Target { row: "gfn 90 % same slot", peer: "linux", sizes: &[(10, 1.0, 1.2), (50, 1.05, 1.3), (509, 1.4, 1.8), (8194, 2.0, 2.5), (32764, 2.1, 3.0)] },
-    Target { row: "hva 4 KiB", peer: "linux", sizes: &[(10, 1.3, 2.0), (50, 1.0, 1.7), (509, 2.0, 3.5), (8194, 2.6, 4.2), (32764, 3.0, 5.0)] },
-    Target { row: "id", peer: "linux", sizes: &[(10, 0.65, 0.9), (50, 0.65, 0.9), (509, 3.5, 4.0), (8194, 35.0, 40.0), (32764, 300.0, 400.0)] },
-    Target { row: "move", peer: "linux", sizes: &[(10, 2.0, 3.0), (50, 1.5, 3.0), (509, 1.5, 2.0), (8194, 2.3, 2.8), (32764, 5.0, 6.5)] },
-    Target { row: "flags only", peer: "linux", sizes: &[(10, 1.0, 1.7), (50, 1.0, 2.2), (509, 1.3, 1.7), (8194, 2.3, 2.8), (32764, 6.5, 8.0)] },
-    Target { row: "create, one transaction", peer: "linux", sizes: &[(10, 0.55, 1.0), (50, 0.7, 1.8), (509, 1.4, 3.0), (8194, 2.8, 4.0), (32764, 11.0, 15.0)] },
-    Target { row: "create one by one", peer: "linux", sizes: &[(10, 0.36, 0.5), (50, 0.31, 0.5), (509, 0.47, 1.0), (8194, 0.9, 1.5), (32764, 5.0, 6.0)] },
+    target("gfn random", "linux", [3.0, 2.2, 4.0, 5.0, 5.0], [4.0, 4.0, 7.0, 9.0, 10.0]),
+    target("gfn in a hole", "linux", [3.5, 3.6, 5.8, 6.2, 6.5], [4.0, 5.4, 9.0, 10.0, 12.0]),
+    target("gfn dependent", "linux", [1.3, 0.9, 1.7, 2.2, 2.5], [2.0, 1.5, 2.5, 3.0, 4.0]),
+    target("gfn last-used hit", "linux", [1.0, 1.0, 1.0, 1.0, 1.0], [1.3, 1.3, 1.3, 1.3, 1.3]),
+    target("gfn last-used hit, inline", "linux", [1.2, 1.2, 1.2, 1.2, 1.2], [1.4, 1.4, 1.4, 1.4, 1.4]),
+    target("gfn 90 % same slot", "linux", [1.0, 1.05, 1.4, 2.0, 2.1], [1.2, 1.3, 1.8, 2.5, 3.0]),
+    target("hva 4 KiB", "linux", [1.3, 1.0, 2.0, 2.6, 3.0], [2.0, 1.7, 3.5, 4.2, 5.0]),
+    target("id", "linux", [0.65, 0.65, 3.5, 35.0, 300.0], [0.9, 0.9, 4.0, 40.0, 400.0]),
+    target("move", "linux", [2.0, 1.5, 1.5, 2.3, 5.0], [3.0, 3.0, 2.0, 2.8, 6.5]),
+    target("flags only", "linux", [1.0, 1.0, 1.3, 2.3, 6.5], [1.7, 2.2, 1.7, 2.8, 8.0]),
+    target("create, one transaction", "linux", [0.55, 0.7, 1.4, 2.8, 11.0], [1.0, 1.8, 3.0, 4.0, 15.0]),
+    target("create one by one", "linux", [0.36, 0.31, 0.47, 0.9, 5.0], [0.5, 0.5, 1.0, 1.5, 6.0]),
     // At most 0.9 / 0.7 / 0.6 of their bytes; the goal at 32,764 is 0.4.
-    Target { row: "bytes a slot", peer: "linux", sizes: &[(10, 1.0 / 0.9, NONE), (50, 1.0 / 0.7, NONE), (509, 1.0 / 0.6, NONE), (8194, 1.0 / 0.6, NONE), (32764, 1.0 / 0.6, 1.0 / 0.4)] },
+    target(
+        "bytes a slot", "linux",
+        [1.0 / 0.9, 1.0 / 0.7, 1.0 / 0.6, 1.0 / 0.6, 1.0 / 0.6], [NONE, NONE, NONE, NONE, 1.0 / 0.4],
+    ),
     // With grace periods: liburcu, idle.
-    Target { row: "move", peer: "linux+urcu", sizes: &[(10, 6.0, NONE), (50, 3.8, NONE), (509, 3.2, NONE), (8194, 3.8, NONE), (32764, 7.0, NONE)] },
-    Target { row: "flags only", peer: "linux+urcu", sizes: &[(10, 4.2, NONE), (50, 3.0, NONE), (509, 2.8, NONE), (8194, 3.7, NONE), (32764, 9.0, NONE)] },
-    Target { row: "create one by one", peer: "linux+urcu", sizes: &[(10, 1.6, NONE), (50, 1.5, NONE), (509, 1.7, NONE), (8194, 1.7, NONE), (32764, 5.5, NONE)] },
+    target("move", "linux+urcu", [6.0, 3.8, 3.2, 3.8, 7.0], NO_GOALS),
+    target("flags only", "linux+urcu", [4.2, 3.0, 2.8, 3.7, 9.0], NO_GOALS),
+    target("create one by one", "linux+urcu", [1.6, 1.5, 1.7, 1.7, 5.5], NO_GOALS),
     // QEMU's array.
-    Target { row: "gfn random", peer: "qemu", sizes: &[(10, 2.2, NONE), (50, 2.6, NONE), (509, 8.0, NONE), (8194, 90.0, NONE), (32764, 480.0, NONE)] },
-    Target { row: "hva 4 KiB", peer: "qemu", sizes: &[(10, 1.6, NONE), (50, 2.4, NONE), (509, 13.0, NONE), (8194, 250.0, NONE), (32764, 800.0, NONE)] },
+    target("gfn random", "qemu", [2.2, 2.6, 8.0, 90.0, 480.0], NO_GOALS),
+    target("hva 4 KiB", "qemu", [1.6, 2.4, 13.0, 250.0, 800.0], NO_GOALS),
     // A BTreeMap under an RwLock that is taken for each lookup.
-    Target { row: "gfn random", peer: "BTreeMap+lock", sizes: &[(509, 4.0, NONE), (32764, 4.0, NONE)] },
+    target("gfn random", "BTreeMap+lock", [NONE, NONE, 4.0, NONE, 4.0], NO_GOALS),
     // vm-memory, its guard held.
-    Target { row: "gfn random", peer: "vm-memory", sizes: &[(10, 1.6, NONE), (50, 1.25, NONE), (509, 1.7, NONE), (8194, 2.6, NONE), (32764, 4.0, NONE)] },
-    Target { row: "move", peer: "vm-memory", sizes: &[(10, 3.6, NONE), (50, 5.3, NONE), (509, 30.0, NONE), (8194, 370.0, NONE), (32764, 1300.0, NONE)] },
+    target("gfn random", "vm-memory", [1.6, 1.25, 1.7, 2.6, 4.0], NO_GOALS),
+    target("move", "vm-memory", [3.6, 5.3, 30.0, 370.0, 1300.0], NO_GOALS),
 ];
 
 /// From 509 to 32,764 slots a random lookup costs at most this much more.
@@ -63,8 +88,8 @@ pub enum Verdict {
 
 pub fn find(row: &str, peer: &str, n: usize) -> Option<(f64, f64)> {
     let target = TARGETS.iter().find(|target| target.row == row && target.peer == peer)?;
-    let (_, floor, goal) = target.sizes.iter().find(|(size, _, _)| *size == n)?;
-    Some((*floor, *goal))
+    let (_, floor, goal) = target.promises().find(|(size, _, _)| *size == n)?;
+    Some((floor, goal))
 }
 
 pub fn verdict(ratio: f64, floor: f64, goal: f64) -> Verdict {

@@ -346,8 +346,8 @@ fn allocated() -> usize {
 /// Slots from which on a table does not stay in a core's caches while the other peers have their turns.
 const LARGE: usize = 1_000;
 
-/// For a large table a turn is long enough to change most slots once. A shorter one would measure how long it takes to fetch
-/// the table into the caches again, and so what the peer before has left there.
+/// For a large table a turn is long enough to change most slots once. A shorter one would measure how long it takes to
+/// fetch the table into the caches again, and so what the peer before has left there.
 fn turns_that_fit<'a>(settings: &Settings<'a>, n: usize) -> Settings<'a> {
     match n > LARGE {
         true => Settings { rounds: settings.rounds.min(9), slice_ns: settings.slice_ns * 30.0, ..*settings },

@@ -28,7 +28,7 @@
 #define COUNT       0x1020      /* u32 */
 
 /* Commands */
-#define NOTHING     0           /* a guest that was running stops after its pass: leave the mailbox as it is but for this */
+#define NOTHING     0           /* a guest that runs stops after its pass; the rest of the mailbox stays as it is */
 #define FILL        1           /* write all patterns */
 #define CHECK       2           /* compare all patterns */
 #define RUN         3           /* pass after pass, compare key and write key + 1, until the sequence changes */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //
-// The ioctl() of a library that is preloaded into QEMU. Whoever includes this says what a call comes to, in answer(), and
-// has real_ioctl() for the rest.
+// The ioctl() of a library that is preloaded into QEMU. The file that includes this decides in answer() what a call
+// returns, and has real_ioctl() for the rest.
 
 #include <dlfcn.h>
 #include <stdarg.h>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //
 // Preloaded into QEMU: a libmemslots which gives one wrong answer. Which one says the environment, WRONG_ANSWER:
-// gfn (a slot that is there is not found), range (the last slot of every range is left out), or id (the id that a
-// new slot is given is not the lowest that is free). x-memslots-verify must notice each of them. Or overlap: a slot that
-// is to be at 4 GiB is put where RAM is, which the library itself refuses.
+// gfn (a slot that is there is not found), range (the last slot of every range is left out), or id (a new slot is not
+// given the lowest free id). x-memslots-verify must notice each of them. Or overlap: a slot that is to be at 4 GiB is
+// put where RAM is, which the library itself refuses.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

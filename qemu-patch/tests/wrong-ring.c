@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //
 // Preloaded into QEMU: a kernel that writes entries into a vCPU's dirty ring which name no page of any slot. Their
-// offsets are WRONG and up, so that they are seen in a trace: ids that no slot has, address spaces that there are not, a
+// offsets are WRONG and up, so that they are seen in a trace: ids that no slot has, address spaces that do not exist, a
 // page past the end of a slot. Each takes the place of a good entry, once.
 
 #define _GNU_SOURCE
