@@ -25,8 +25,8 @@ CBINDGEN_VERSION := 0.29.4
 CBINDGEN := $(TARGET)/tools/bin/cbindgen
 
 .DEFAULT_GOAL := help
-.PHONY: help lib install uninstall header check-header test test-rust test-oracle test-c check check-tools check-format \
-	check-lint check-installed check-miri run bench bench-quick sanitize fuzz clean
+.PHONY: help lib install uninstall header check-header test test-rust test-oracle test-c check check-tools \
+	check-format check-lint check-installed check-miri run bench bench-quick sanitize fuzz clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,7 +76,7 @@ test-oracle: # The library against a naive model and a real VM
 test-c: lib # The C tests against the library in the build tree
 	C_TESTS_VALGRIND=0 c-tests/run --tree
 
-check: check-tools check-format check-lint check-header test check-installed check-miri ## All of `test`, and all that looks at the source; installs what it lacks, or names it first
+check: check-tools check-format check-lint check-header test check-installed check-miri ## All; installs what it lacks
 
 check-tools:
 	scripts/deps

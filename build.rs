@@ -16,7 +16,8 @@ fn main() {
     }
 }
 
-/// Below 1.0 each minor version has a soname of its own, since each may change the ABI. The Makefile installs under the same.
+/// Below 1.0 each minor version has a soname of its own, since each may change the ABI. The Makefile installs under the
+/// same.
 fn soname() -> String {
     let part = |name: &str| std::env::var(name).expect("cargo sets it");
     match part("CARGO_PKG_VERSION_MAJOR").as_str() {

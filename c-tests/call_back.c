@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //
-// Hooks that call back into their own table: refused or harmless, at its end too; and what was found with them: lists that
-// are of one publication, deletes that hooks see before what takes their place, an errno that stays.
+// Hooks that call back into their own table: refused or harmless, at its end too; and what was found with them: lists
+// that are of one publication, deletes that hooks see before what takes their place, an errno that stays.
 
 #define _POSIX_C_SOURCE 200809L
 #include "test.h"

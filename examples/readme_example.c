@@ -10,7 +10,7 @@ static _Alignas(4096) char ram[1 << 20];
 int main(void)
 {
     struct memslots *table;
-    struct memslots_reader *vcpu; // one a thread that reads
+    struct memslots_reader *vcpu; // one for each thread that reads
     struct memslots_region region = {
         .slot = MEMSLOTS_ID_ANY,
         .guest_phys_addr = 0x100000,
@@ -21,9 +21,9 @@ int main(void)
 
     if (memslots_new(NULL, &table) || memslots_reader_new(table, &vcpu))
         return 1;
-    int id = memslots_create(table, &region, NULL); // checked as KVM would
+    int id = memslots_create(table, &region, NULL); // checked as KVM checks it
 
-    memslots_read_lock(vcpu); // waits for nobody
+    memslots_read_lock(vcpu); // never waits
     int err = memslots_gpa_to_hva(vcpu, 0, 0x100123, MEMSLOTS_WRITE, &hva, &len_left);
     if (err == 0)
         *(char *)(uintptr_t)hva = 'x';

@@ -136,8 +136,8 @@ enum memslots_access {
  */
 enum memslots_change_kind {
     /**
-     * A new slot. `old_slot` is NULL, but where the slot was cut out of another that was there before and this is no SPLIT: then
-     * it is that one, as it was.
+     * A new slot. `old_slot` is NULL, but where the slot was cut out of another that was there before and this is no
+     * SPLIT: then it is that one, as it was.
      */
     MEMSLOTS_CREATE = 0,
     /**
@@ -226,8 +226,8 @@ struct memslot {
 };
 
 /**
- * What an update does to one slot, as the hooks see it. Valid during the call, as are the slots; the slots that become or
- * were current live on as long as those that a reader finds.
+ * What an update does to one slot, as the hooks see it. Valid during the call, as are the slots; the slots that become
+ * or were current live on as long as those that a reader finds.
  */
 struct memslots_change {
     /**
@@ -235,7 +235,8 @@ struct memslots_change {
      */
     uint32_t kind;
     /**
-     * The slot before. NULL for CREATE, but where the new slot was cut out of another: that one, as it was before the update.
+     * The slot before. NULL for CREATE, but where the new slot was cut out of another: that one, as it was before the
+     * update.
      */
     const struct memslot *old_slot;
     /**
@@ -248,23 +249,24 @@ struct memslots_change {
  * What a table tells its owner of an update. Begin an initializer with MEMSLOTS_OPS_INIT, which sets the size:
  * `{MEMSLOTS_OPS_INIT, .release = my_release}`. All hooks are optional.
  *
- * They are called on the updating thread, under the update lock. An update calls `flush` for each slot, then `prepare` for each
- * change, publishes, and calls `commit` for each change; where a `prepare` refuses, `cancel` for those before it, last first.
- * `release` and then `unmap` are called when no reader can see the slot any more: at the end of this update or of a later one,
- * in memslots_reclaim, memslots_synchronize or memslots_free, and never on a thread that only reads. A hook may look things up,
- * and must end the sections that it opens; any other call on the same table is -EDEADLK (or does nothing, where there is no
- * error value). A hook must return: longjmp, a C++ exception or pthread_exit out of one is not allowed (see the head of this
- * file). `ctx` is the configuration's.
+ * They are called on the updating thread, under the update lock. An update calls `flush` for each slot, then `prepare`
+ * for each change, publishes, and calls `commit` for each change; where a `prepare` refuses, `cancel` for those before
+ * it, last first. `release` and then `unmap` are called when no reader can see the slot any more: at the end of this
+ * update or of a later one, in memslots_reclaim, memslots_synchronize or memslots_free, and never on a thread that
+ * only reads. A hook may look things up, and must end the sections that it opens; any other call on the same table is
+ * -EDEADLK (or does nothing, where there is no error value). A hook must return: longjmp, a C++ exception or
+ * pthread_exit out of one is not allowed (see the head of this file). `ctx` is the configuration's.
  */
 struct memslots_ops {
     /**
-     * sizeof(struct memslots_ops). Smaller than version 0.2's, 0 above all, is -EINVAL at memslots_new: a program for version 0.1
-     * that was only compiled anew must not lose its hooks. Larger than the library's, and not zero there: -E2BIG.
+     * sizeof(struct memslots_ops). Smaller than version 0.2's, 0 above all, is -EINVAL at memslots_new: a program for
+     * version 0.1 that was only compiled anew must not lose its hooks. Larger than the library's, and not zero there:
+     * -E2BIG.
      */
     size_t size;
     /**
-     * Stop the vCPUs. Of updates of an attached table; this version attaches without it, and never calls it. Where it is set and
-     * `resume` is not: -EINVAL at memslots_new.
+     * Stop the vCPUs. Of updates of an attached table; this version attaches without it, and never calls it. Where it
+     * is set and `resume` is not: -EINVAL at memslots_new.
      */
     int (*pause)(void *ctx, uint32_t why);
     /**
@@ -276,10 +278,10 @@ struct memslots_ops {
      */
     void (*dirty)(void *ctx, const struct memslot *slot, const uint64_t *bitmap);
     /**
-     * For every slot of which a reader may have derived something that stops being true: DELETE, MOVE, and whatever leaves a
-     * frame without memory, with other memory, or with less access (READONLY, guest_memfd) than before. The slot is INVALID to
-     * readers, and none is left that saw it valid. Where this hook is set, such an update waits for readers. The attached VM
-     * still has the slot: do not take pages away here.
+     * For every slot of which a reader may have derived something that stops being true: DELETE, MOVE, and whatever
+     * leaves a frame without memory, with other memory, or with less access (READONLY, guest_memfd) than before. The
+     * slot is INVALID to readers, and none is left that saw it valid. Where this hook is set, such an update waits for
+     * readers. The attached VM still has the slot: do not take pages away here.
      */
     void (*flush)(void *ctx, const struct memslot *invalid);
     /**
@@ -295,16 +297,17 @@ struct memslots_ops {
      */
     void (*commit)(void *ctx, const struct memslots_change *change);
     /**
-     * The end of a slot's life, when no reader can see it any more: once a slot, after DELETE and MERGE. The place to free
-     * `opaque`; its memory may be another slot's by now.
+     * The end of a slot's life, when no reader can see it any more: once a slot, after DELETE and MERGE. The place to
+     * free `opaque`; its memory may be another slot's by now.
      */
     void (*release)(void *ctx, const struct memslot *gone);
     /**
-     * Host memory that no slot maps any more, in any address space, and that no reader can still use: the place to munmap.
-     * Exact pieces of what one slot had: after a MERGE nothing, after a RESIZE that shrinks the tail, after SPLIT and DELETE
-     * the deleted part; aliased memory when the last slot that mapped it is gone and no reader can still use it through that
-     * one. What has been mapped again by then is left out. All releases that are due come first. With this hook set, the
-     * table gives up every slot's memory, at memslots_free what is left; who unmaps memory on his own leaves it NULL.
+     * Host memory that no slot maps any more, in any address space, and that no reader can still use: the place to
+     * munmap. Exact pieces of what one slot had: after a MERGE nothing, after a RESIZE that shrinks the tail, after
+     * SPLIT and DELETE the deleted part; aliased memory when the last slot that mapped it is gone and no reader can
+     * still use it through that one. What has been mapped again by then is left out. All releases that are due come
+     * first. With this hook set, the table gives up every slot's memory, at memslots_free what is left; who unmaps
+     * memory on his own leaves it NULL.
      */
     void (*unmap)(void *ctx, uint64_t hva, uint64_t size);
 };
@@ -314,8 +317,8 @@ struct memslots_ops {
  */
 struct memslots_config {
     /**
-     * sizeof(struct memslots_config), so that it can grow. The fields up to `ctx` must be there; those after it that are
-     * not have their defaults. Bytes beyond what the library knows must be zero.
+     * sizeof(struct memslots_config), so that it can grow. The fields up to `ctx` must be there; those after it that
+     * are not have their defaults. Bytes beyond what the library knows must be zero.
      */
     size_t size;
     /**
@@ -335,8 +338,8 @@ struct memslots_config {
      */
     uint32_t supported_flags;
     /**
-     * 0: an update returns once it is published. 1: as KVM's ioctl does, once no reader is left that could still use what was
-     * before.
+     * 0: an update returns once it is published. 1: as KVM's ioctl does, once no reader is left that could still use
+     * what was before.
      */
     uint32_t sync;
     /**
@@ -348,12 +351,13 @@ struct memslots_config {
      */
     void *ctx;
     /**
-     * Where usable host addresses end, in bytes. Default on x86-64: 2^47 - 4096, the kernel's with four-level page tables;
-     * elsewhere none.
+     * Where usable host addresses end, in bytes. Default on x86-64: 2^47 - 4096, the kernel's with four-level page
+     * tables; elsewhere none.
      */
     uint64_t hva_limit;
     /**
-     * Bits of a guest physical address: more than page_shift, up to 64; default 52. KVM refuses slots beyond the host's.
+     * Bits of a guest physical address: more than page_shift, up to 64; default 52. KVM refuses slots beyond the
+     * host's.
      */
     uint32_t gpa_bits;
     /**
@@ -409,8 +413,8 @@ struct memslots_region {
  */
 struct memslots_plan_step {
     /**
-     * What to call it with; a size of 0 deletes. For vhost-user and VFIO: what to add or to remove (where it deletes, gpa and
-     * hva are still the slot's).
+     * What to call it with; a size of 0 deletes. For vhost-user and VFIO: what to add or to remove (where it deletes,
+     * gpa and hva are still the slot's).
      */
     struct memslots_region region;
     /**
@@ -418,8 +422,8 @@ struct memslots_plan_step {
      */
     uint32_t kind;
     /**
-     * 1: frames that have memory before and after the whole list lose it with this call, and get it back with a later one; a
-     * running vCPU would see that.
+     * 1: frames that have memory before and after the whole list lose it with this call, and get it back with a later
+     * one; a running vCPU would see that.
      */
     uint32_t gap;
 };
@@ -521,15 +525,16 @@ extern "C" {
 /**
  * Fills in the defaults, and the size. Does not block; any thread. NULL: nothing happens.
  *
- * In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program
- * built with an older header is not written beyond its struct. The function fills in the struct of version 0.2.0.
+ * In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a
+ * program built with an older header is not written beyond its struct. The function fills in the struct of version
+ * 0.2.0.
  */
 MEMSLOTS_CALL
 void memslots_config_init(struct memslots_config *config);
 
 /**
- * Fills in the defaults of as much of the struct as there is in `size` bytes, zero for what is beyond the library's, and the
- * size. Otherwise as memslots_config_init. Where there is no room for the fields up to `ctx`, nothing happens.
+ * Fills in the defaults of as much of the struct as there is in `size` bytes, zero for what is beyond the library's,
+ * and the size. Otherwise as memslots_config_init. Where there is no room for the fields up to `ctx`, nothing happens.
  */
 MEMSLOTS_CALL
 void memslots_config_init_sized(struct memslots_config *config,
@@ -539,46 +544,47 @@ void memslots_config_init_sized(struct memslots_config *config,
  * Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
  * memslots_free.
  *
- * Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`), -E2BIG
- * (a size above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
+ * Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`),
+ * -E2BIG (a size above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_new(const struct memslots_config *config,
                  struct memslots **out);
 
 /**
- * Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and frees
- * everything. NULL, and from inside a hook of the table: nothing happens. No other thread may be inside an update, or begin
- * one.
+ * Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and
+ * frees everything. NULL, and from inside a hook of the table: nothing happens. No other thread may be inside an
+ * update, or begin one.
  *
- * Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a section,
- * this waits for it to end. From inside a section of the calling thread everything, releases included, is put off until the
- * last reader is freed, and readers find the slots until then.
+ * Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a
+ * section, this waits for it to end. From inside a section of the calling thread everything, releases included, is put
+ * off until the last reader is freed, and readers find the slots until then.
  */
 MEMSLOTS_CALL
 void memslots_free(struct memslots *table);
 
 /**
- * Begins to repeat every committed change on a real VM, through KVM_SET_USER_MEMORY_REGION2 (or the first form where the
- * kernel lacks it), in an order that the kernel accepts. Where the kernel refuses one, what was made is undone, the table
- * stays as it was, and the kernel's errno comes out. Slots that exist are registered first. `vm_fd` stays the caller's and must
- * stay open; -1 detaches, and the VM keeps the slots that it has.
+ * Begins to repeat every committed change on a real VM, through KVM_SET_USER_MEMORY_REGION2 (or the first form where
+ * the kernel lacks it), in an order that the kernel accepts. Where the kernel refuses one, what was made is undone,
+ * the table stays as it was, and the kernel's errno comes out. Slots that exist are registered first. `vm_fd` stays
+ * the caller's and must stay open; -1 detaches, and the VM keeps the slots that it has.
  *
  * An undo that the kernel refuses too leaves the VM out of step: memslots_get_stats counts it, memslots_dump names it.
  *
- * Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EBADF, -ENOTTY (no VM), the kernel's for a slot that
- * exists (then none of them is left there), -ENOMEM, -EDEADLK (inside an update of this thread), -ENOTRECOVERABLE.
+ * Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EBADF, -ENOTTY (no VM), the kernel's for a
+ * slot that exists (then none of them is left there), -ENOMEM, -EDEADLK (inside an update of this thread),
+ * -ENOTRECOVERABLE.
  */
 MEMSLOTS_CALL
 int memslots_attach_kvm(struct memslots *table,
                         int vm_fd);
 
 /**
- * Begins to write every change to `fd`, one readable line each, preceded by lines that make the slots that exist. The lines
- * are what `memslots-replay` plays. `fd` stays the caller's; when it cannot be written to, the trace ends.
+ * Begins to write every change to `fd`, one readable line each, preceded by lines that make the slots that exist. The
+ * lines are what `memslots-replay` plays. `fd` stays the caller's; when it cannot be written to, the trace ends.
  *
- * Waits for other threads' updates, and updates then wait for the write; any thread. Errors: -EINVAL (NULL), -EBADF, -EDEADLK
- * (inside an update of this thread), -ENOTRECOVERABLE.
+ * Waits for other threads' updates, and updates then wait for the write; any thread. Errors: -EINVAL (NULL), -EBADF,
+ * -EDEADLK (inside an update of this thread), -ENOTRECOVERABLE.
  */
 MEMSLOTS_CALL
 int memslots_trace_start(struct memslots *table,
@@ -599,18 +605,18 @@ MEMSLOTS_CALL
 const char *memslots_version(void);
 
 /**
- * The whole of KVM_SET_USER_MEMORY_REGION2: creates, deletes (size 0), moves or changes flags, as the region says of the
- * slot with that id; checks what the kernel checks, in the kernel's order, with the kernel's errno (Linux,
+ * The whole of KVM_SET_USER_MEMORY_REGION2: creates, deletes (size 0), moves or changes flags, as the region says of
+ * the slot with that id; checks what the kernel checks, in the kernel's order, with the kernel's errno (Linux,
  * virt/kvm/kvm_main.c). What changes nothing publishes nothing. `opaque` counts where it creates.
  *
- * Sizes and addresses are bytes. Any thread; waits for other threads' updates, and for readers only where there is a flush
- * hook and a slot goes or moves, or with `sync`.
+ * Sizes and addresses are bytes. Any thread; waits for other threads' updates, and for readers only where there is a
+ * flush hook and a slot goes or moves, or with `sync`.
  *
- * Errors: -EINVAL (NULL; alignment, size, flags, ids, ranges; a slot that is to be deleted but not there; another size, hva or
- * READONLY than the slot has; the last frame beyond gpa_bits), -EEXIST (overlaps another slot), -EBADF (a guest_memfd below
- * 0), -ENOMEM, -EDEADLK (inside an update of this thread, or it would wait for this thread's own section),
- * -ENOTRECOVERABLE (an earlier update panicked), and what a `prepare` hook or the attached VM refuses with. On any of them
- * nothing has changed, but for two steps of the generation where the INVALID phase had begun.
+ * Errors: -EINVAL (NULL; alignment, size, flags, ids, ranges; a slot that is to be deleted but not there; another
+ * size, hva or READONLY than the slot has; the last frame beyond gpa_bits), -EEXIST (overlaps another slot), -EBADF (a
+ * guest_memfd below 0), -ENOMEM, -EDEADLK (inside an update of this thread, or it would wait for this thread's own
+ * section), -ENOTRECOVERABLE (an earlier update panicked), and what a `prepare` hook or the attached VM refuses with.
+ * On any of them nothing has changed, but for two steps of the generation where the INVALID phase had begun.
  */
 MEMSLOTS_CALL
 int memslots_set_region(struct memslots *table,
@@ -621,7 +627,8 @@ int memslots_set_region(struct memslots *table,
  * Creates a slot, and only that. Gives its id, which is 0 or more; for MEMSLOTS_ID_ANY in the low 16 bits of
  * `region->slot` it is the lowest that is free.
  *
- * Threads and blocking as memslots_set_region. Errors: as there, and -EEXIST (the id is taken), -ENOSPC (no id is free).
+ * Threads and blocking as memslots_set_region. Errors: as there, and -EEXIST (the id is taken), -ENOSPC (no id is
+ * free).
  */
 MEMSLOTS_CALL
 int memslots_create(struct memslots *table,
@@ -631,8 +638,8 @@ int memslots_create(struct memslots *table,
 /**
  * Deletes a slot.
  *
- * Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EINVAL (NULL, no such address space), -ENOMEM,
- * -EDEADLK, -ENOTRECOVERABLE, a hook's or the VM's.
+ * Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EINVAL (NULL, no such address space),
+ * -ENOMEM, -EDEADLK, -ENOTRECOVERABLE, a hook's or the VM's.
  */
 MEMSLOTS_CALL
 int memslots_delete(struct memslots *table,
@@ -642,9 +649,9 @@ int memslots_delete(struct memslots *table,
 /**
  * Moves a slot to another guest physical address, in bytes. It may overlap its own old place.
  *
- * Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EEXIST (overlaps another slot), -EINVAL
- * (NULL, no such address space, alignment, range, a slot with a guest_memfd), -ENOMEM, -EDEADLK, -ENOTRECOVERABLE, a hook's
- * or the VM's.
+ * Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EEXIST (overlaps another slot),
+ * -EINVAL (NULL, no such address space, alignment, range, a slot with a guest_memfd), -ENOMEM, -EDEADLK,
+ * -ENOTRECOVERABLE, a hook's or the VM's.
  */
 MEMSLOTS_CALL
 int memslots_move(struct memslots *table,
@@ -655,8 +662,8 @@ int memslots_move(struct memslots *table,
 /**
  * Changes a slot's flags, of which only MEMSLOTS_LOG_DIRTY_PAGES can change.
  *
- * Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EINVAL (NULL, no such address space, other
- * flags, a slot with a guest_memfd), -ENOMEM, -EDEADLK, -ENOTRECOVERABLE, a hook's or the VM's.
+ * Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EINVAL (NULL, no such address space,
+ * other flags, a slot with a guest_memfd), -ENOMEM, -EDEADLK, -ENOTRECOVERABLE, a hook's or the VM's.
  */
 MEMSLOTS_CALL
 int memslots_set_flags(struct memslots *table,
@@ -665,9 +672,10 @@ int memslots_set_flags(struct memslots *table,
                        uint32_t flags);
 
 /**
- * Makes `n` changes or none, in one publication, each checked against what those before it leave. The cost follows n, not
- * the size of the table. `opaques` is NULL or has n entries. On failure `*failed_at`, where not NULL, is the index of the
- * change that was refused, by the checks, a hook or the VM; n where it was none in particular (-ENOMEM, -EDEADLK).
+ * Makes `n` changes or none, in one publication, each checked against what those before it leave. The cost follows n,
+ * not the size of the table. `opaques` is NULL or has n entries. On failure `*failed_at`, where not NULL, is the index
+ * of the change that was refused, by the checks, a hook or the VM; n where it was none in particular (-ENOMEM,
+ * -EDEADLK).
  *
  * Threads and blocking as memslots_set_region; errors as there. n = 0: 0.
  */
@@ -679,13 +687,13 @@ int memslots_apply(struct memslots *table,
                    size_t *failed_at);
 
 /**
- * Makes `n` regions, in any order, all that an address space has. Works out the difference: a slot that stays the same,
- * moves or changes flags keeps its opaque; another size or hva under the same id is a delete and a create. Slots may exchange
- * places. All of it is one publication. `failed_at` as in memslots_apply: the first region that is refused, has the id of an
- * earlier one, or overlaps an earlier one.
+ * Makes `n` regions, in any order, all that an address space has. Works out the difference: a slot that stays the
+ * same, moves or changes flags keeps its opaque; another size or hva under the same id is a delete and a create. Slots
+ * may exchange places. All of it is one publication. `failed_at` as in memslots_apply: the first region that is
+ * refused, has the id of an earlier one, or overlaps an earlier one.
  *
- * Threads and blocking as memslots_set_region. Errors: as there, and -EEXIST (an id twice), -EINVAL (size 0, another address
- * space).
+ * Threads and blocking as memslots_set_region. Errors: as there, and -EEXIST (an id twice), -EINVAL (size 0, another
+ * address space).
  */
 MEMSLOTS_CALL
 int memslots_replace_all(struct memslots *table,
@@ -696,23 +704,24 @@ int memslots_replace_all(struct memslots *table,
                          size_t *failed_at);
 
 /**
- * Begins a transaction. It holds the update lock until it is committed or aborted, and belongs to the calling thread: on
- * another one, and after its end, every call on it is -EINVAL. Readers see nothing of it.
+ * Begins a transaction. It holds the update lock until it is committed or aborted, and belongs to the calling thread:
+ * on another one, and after its end, every call on it is -EINVAL. Readers see nothing of it.
  *
- * Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EDEADLK (this thread has one open on this table, is
- * inside a hook of it, or is in a section that another thread's update waits for), -ENOMEM, -ENOTRECOVERABLE.
+ * Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EDEADLK (this thread has one open on this
+ * table, is inside a hook of it, or is in a section that another thread's update waits for), -ENOMEM,
+ * -ENOTRECOVERABLE.
  */
 MEMSLOTS_CALL
 int memslots_txn_begin(struct memslots *table,
                        struct memslots_txn **out);
 
 /**
- * As memslots_set_region, in a transaction: checked at once against what its earlier changes leave. An error leaves the
- * transaction as it was. Several changes of one slot come to one, or to nothing; a slot created and deleted in one
+ * As memslots_set_region, in a transaction: checked at once against what its earlier changes leave. An error leaves
+ * the transaction as it was. Several changes of one slot come to one, or to nothing; a slot created and deleted in one
  * transaction never was.
  *
- * Does not block; the thread that began the transaction. Errors: as memslots_set_region, and -EINVAL (not open, or another
- * thread's).
+ * Does not block; the thread that began the transaction. Errors: as memslots_set_region, and -EINVAL (not open, or
+ * another thread's).
  */
 MEMSLOTS_CALL
 int memslots_txn_set_region(struct memslots_txn *txn,
@@ -738,7 +747,8 @@ int memslots_txn_delete(struct memslots_txn *txn,
                         uint16_t id);
 
 /**
- * As memslots_move, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of memslots_move.
+ * As memslots_move, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
+ * memslots_move.
  */
 MEMSLOTS_CALL
 int memslots_txn_move(struct memslots_txn *txn,
@@ -757,13 +767,13 @@ int memslots_txn_set_flags(struct memslots_txn *txn,
                            uint32_t flags);
 
 /**
- * Cuts a slot in two at `at_gpa` (bytes). The lower part keeps id and opaque; the upper gets `new_id`, or the lowest free
- * one for MEMSLOTS_ID_ANY, and `opaque`. Gives the upper part's id. Both back the frames that the one did: readers see
- * no gap. Hooks are told of a RESIZE of the slot and a SPLIT from it.
+ * Cuts a slot in two at `at_gpa` (bytes). The lower part keeps id and opaque; the upper gets `new_id`, or the lowest
+ * free one for MEMSLOTS_ID_ANY, and `opaque`. Gives the upper part's id. Both back the frames that the one did:
+ * readers see no gap. Hooks are told of a RESIZE of the slot and a SPLIT from it.
  *
- * Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open, `at_gpa` no
- * page boundary strictly inside the slot, a slot with a guest_memfd, an id beyond the last), -EEXIST (the id is taken),
- * -ENOSPC (none is free), -ENOMEM.
+ * Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open,
+ * `at_gpa` no page boundary strictly inside the slot, a slot with a guest_memfd, an id beyond the last), -EEXIST (the
+ * id is taken), -ENOSPC (none is free), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_txn_split(struct memslots_txn *txn,
@@ -774,11 +784,12 @@ int memslots_txn_split(struct memslots_txn *txn,
                        void *opaque);
 
 /**
- * Makes one slot of two: `upper_id` follows `lower_id` in guest and in host memory, with the same flags. The lower keeps id
- * and opaque; the upper one's life ends. Readers see no gap. Hooks are told of a RESIZE of the lower and a MERGE of the upper.
+ * Makes one slot of two: `upper_id` follows `lower_id` in guest and in host memory, with the same flags. The lower
+ * keeps id and opaque; the upper one's life ends. Readers see no gap. Hooks are told of a RESIZE of the lower and a
+ * MERGE of the upper.
  *
- * Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open, they do not
- * follow each other, other flags, a guest_memfd, more than 2^31 - 1 pages together), -ENOMEM.
+ * Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open,
+ * they do not follow each other, other flags, a guest_memfd, more than 2^31 - 1 pages together), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_txn_merge(struct memslots_txn *txn,
@@ -787,11 +798,11 @@ int memslots_txn_merge(struct memslots_txn *txn,
                        uint16_t upper_id);
 
 /**
- * Gives a slot another size, in bytes. It keeps first frame, hva, flags, id and opaque; readers see the old size or the new
- * one. Hooks are told of a RESIZE (and `flush` is called first where it gives up frames).
+ * Gives a slot another size, in bytes. It keeps first frame, hva, flags, id and opaque; readers see the old size or
+ * the new one. Hooks are told of a RESIZE (and `flush` is called first where it gives up frames).
  *
- * Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EEXIST (overlaps another slot),
- * -EINVAL (NULL, not open, size 0, alignment, range, a slot with a guest_memfd), -ENOMEM.
+ * Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EEXIST (overlaps another
+ * slot), -EINVAL (NULL, not open, size 0, alignment, range, a slot with a guest_memfd), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_txn_resize(struct memslots_txn *txn,
@@ -800,8 +811,8 @@ int memslots_txn_resize(struct memslots_txn *txn,
                         uint64_t new_size);
 
 /**
- * The slot that holds a frame as the transaction's changes leave it; NULL where there is none. Valid until the next call on
- * the transaction. Does not block; the thread that began the transaction.
+ * The slot that holds a frame as the transaction's changes leave it; NULL where there is none. Valid until the next
+ * call on the transaction. Does not block; the thread that began the transaction.
  */
 MEMSLOTS_CALL
 const struct memslot *memslots_txn_find_gfn(const struct memslots_txn *txn,
@@ -811,8 +822,8 @@ const struct memslot *memslots_txn_find_gfn(const struct memslots_txn *txn,
 /**
  * The calls of KVM_SET_USER_MEMORY_REGION that would make the transaction's changes; see memslots_plan.
  *
- * Does not block; the thread that began the transaction. Errors: -EINVAL (NULL, not open), -ERANGE (there are more than
- * `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
+ * Does not block; the thread that began the transaction. Errors: -EINVAL (NULL, not open), -ERANGE (there are more
+ * than `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_txn_plan(const struct memslots_txn *txn,
@@ -821,32 +832,32 @@ int memslots_txn_plan(const struct memslots_txn *txn,
                       size_t *nr_steps);
 
 /**
- * Publishes a transaction's changes, all at once for every reader, and ends it: the handle is gone, success or not. At most
- * two publications, whatever the number of changes: the INVALID phase, where there is a flush hook and something goes or
- * moves, then the result. A hook that refuses rolls everything back, and its errno comes out.
+ * Publishes a transaction's changes, all at once for every reader, and ends it: the handle is gone, success or not. At
+ * most two publications, whatever the number of changes: the INVALID phase, where there is a flush hook and something
+ * goes or moves, then the result. A hook that refuses rolls everything back, and its errno comes out.
  *
- * Waits for readers where memslots_set_region does; the thread that began the transaction. Errors: -EINVAL (NULL, not open),
- * -EDEADLK (it would wait for this thread's own section), -ENOMEM, a hook's or the VM's. Everything is as before then, but
- * for two steps of the generation where the INVALID phase had begun.
+ * Waits for readers where memslots_set_region does; the thread that began the transaction. Errors: -EINVAL (NULL, not
+ * open), -EDEADLK (it would wait for this thread's own section), -ENOMEM, a hook's or the VM's. Everything is as
+ * before then, but for two steps of the generation where the INVALID phase had begun.
  */
 MEMSLOTS_CALL
 int memslots_txn_commit(struct memslots_txn *txn);
 
 /**
- * Throws a transaction's changes away and ends it. Does not block; the thread that began the transaction. NULL, one that
- * has ended, or another thread's: nothing happens.
+ * Throws a transaction's changes away and ends it. Does not block; the thread that began the transaction. NULL, one
+ * that has ended, or another thread's: nothing happens.
  */
 MEMSLOTS_CALL
 void memslots_txn_abort(struct memslots_txn *txn);
 
 /**
- * The calls that lead from one table to another, each a list of regions in any order, such that the kernel accepts them one
- * after the other. One call a slot that differs, two where its size or hva do; and one more for a circle of slots that
- * exchange places, which needs a delete (circles that share slots may take one more than the least). `*nr_steps` is their
- * number.
+ * The calls that lead from one table to another, each a list of regions in any order, such that the kernel accepts
+ * them one after the other. One call a slot that differs, two where its size or hva do; and one more for a circle of
+ * slots that exchange places, which needs a delete (circles that share slots may take one more than the least).
+ * `*nr_steps` is their number.
  *
- * Pure; does not block; any thread. Errors: -EINVAL (NULL; a list in which an id or a frame comes twice, or a size is 0),
- * -ERANGE (there are more than `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
+ * Pure; does not block; any thread. Errors: -EINVAL (NULL; a list in which an id or a frame comes twice, or a size is
+ * 0), -ERANGE (there are more than `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_plan(const struct memslots_region *from,
@@ -858,8 +869,8 @@ int memslots_plan(const struct memslots_region *from,
                   size_t *nr_steps);
 
 /**
- * Makes a reader, for one thread at a time. Waits for other threads that make or free one, no longer; any thread. On success
- * `*out` is the reader, until memslots_reader_free. It may outlive the table, and finds nothing then.
+ * Makes a reader, for one thread at a time. Waits for other threads that make or free one, no longer; any thread. On
+ * success `*out` is the reader, until memslots_reader_free. It may outlive the table, and finds nothing then.
  *
  * Errors: -EINVAL (NULL), -ENOMEM, -EDEADLK (in a release hook that memslots_free runs).
  */
@@ -868,16 +879,16 @@ int memslots_reader_new(struct memslots *table,
                         struct memslots_reader **out);
 
 /**
- * Frees a reader, and ends its section where one is open. NULL: nothing happens. Blocking as memslots_reader_new; whichever
- * thread uses it.
+ * Frees a reader, and ends its section where one is open. NULL: nothing happens. Blocking as memslots_reader_new;
+ * whichever thread uses it.
  */
 MEMSLOTS_CALL
 void memslots_reader_free(struct memslots_reader *reader);
 
 /**
- * Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts. Never
- * waits; the reader's thread, on which the section also ends. Keep sections short: what was retired since one began cannot be
- * freed until it ends.
+ * Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts.
+ * Never waits; the reader's thread, on which the section also ends. Keep sections short: what was retired since one
+ * began cannot be freed until it ends.
  */
 MEMSLOTS_CALL
 void memslots_read_lock(struct memslots_reader *reader);
@@ -888,8 +899,8 @@ void memslots_read_lock(struct memslots_reader *reader);
 MEMSLOTS_CALL void memslots_read_unlock(struct memslots_reader *reader);
 
 /**
- * The slot that holds a frame, as of the newest publication; NULL where there is none, and outside of a section. A slot that
- * is being deleted or moved is found at its old place with MEMSLOTS_INVALID set.
+ * The slot that holds a frame, as of the newest publication; NULL where there is none, and outside of a section. A
+ * slot that is being deleted or moved is found at its old place with MEMSLOTS_INVALID set.
  *
  * Never waits; the reader's thread. Valid until the section ends.
  */
@@ -899,8 +910,8 @@ const struct memslot *memslots_find_gfn(struct memslots_reader *reader,
                                         uint64_t gfn);
 
 /**
- * As memslots_find_gfn; in a hole the slot below it, or the lowest slot where none is below. NULL only for an address space
- * without slots, and outside of a section.
+ * As memslots_find_gfn; in a hole the slot below it, or the lowest slot where none is below. NULL only for an address
+ * space without slots, and outside of a section.
  */
 MEMSLOTS_CALL
 const struct memslot *memslots_find_gfn_approx(struct memslots_reader *reader,
@@ -916,8 +927,8 @@ const struct memslot *memslots_find_id(struct memslots_reader *reader,
                                        uint16_t id);
 
 /**
- * The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id. NULL where there is
- * none, and outside of a section. Threads and validity as memslots_find_gfn.
+ * The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id. NULL where
+ * there is none, and outside of a section. Threads and validity as memslots_find_gfn.
  */
 MEMSLOTS_CALL
 const struct memslot *memslots_find_hva(struct memslots_reader *reader,
@@ -925,13 +936,13 @@ const struct memslot *memslots_find_hva(struct memslots_reader *reader,
                                         uint64_t hva);
 
 /**
- * Where a guest physical address is in this process. `access` is MEMSLOTS_READ or MEMSLOTS_WRITE; `*len_left`, where not NULL,
- * becomes the bytes from `gpa` to the end of its slot. Nothing is written on failure. The computation forms no address
- * outside of the slot, not even on a mispredicted path.
+ * Where a guest physical address is in this process. `access` is MEMSLOTS_READ or MEMSLOTS_WRITE; `*len_left`, where
+ * not NULL, becomes the bytes from `gpa` to the end of its slot. Nothing is written on failure. The computation forms
+ * no address outside of the slot, not even on a mispredicted path.
  *
- * Never waits; the reader's thread. Valid until the section ends. Errors: -ENOENT (a hole), -EAGAIN (the slot is INVALID: try
- * again, it is going or moving), -EROFS (a write to a READONLY slot), -EPERM (outside of a section), -EINVAL (NULL, another
- * `access`, no such address space).
+ * Never waits; the reader's thread. Valid until the section ends. Errors: -ENOENT (a hole), -EAGAIN (the slot is
+ * INVALID: try again, it is going or moving), -EROFS (a write to a READONLY slot), -EPERM (outside of a section),
+ * -EINVAL (NULL, another `access`, no such address space).
  */
 MEMSLOTS_CALL
 int memslots_gpa_to_hva(struct memslots_reader *reader,
@@ -944,8 +955,8 @@ int memslots_gpa_to_hva(struct memslots_reader *reader,
 /**
  * The guest physical address of a byte of host memory, by the slot that memslots_find_hva finds.
  *
- * Never waits; the reader's thread. Errors: -ENOENT (no slot has it), -EPERM (outside of a section), -EINVAL (NULL, no such
- * address space).
+ * Never waits; the reader's thread. Errors: -ENOENT (no slot has it), -EPERM (outside of a section), -EINVAL (NULL, no
+ * such address space).
  */
 MEMSLOTS_CALL
 int memslots_hva_to_gpa(struct memslots_reader *reader,
@@ -954,9 +965,9 @@ int memslots_hva_to_gpa(struct memslots_reader *reader,
                         uint64_t *gpa);
 
 /**
- * The generation of an address space, as of the newest publication: i + k * n for space i of n; another content, another
- * value (Linux, virt/kvm/kvm_main.c). 0 for NULL and for a space that is not there. Never waits; the reader's thread, in a
- * section or not.
+ * The generation of an address space, as of the newest publication: i + k * n for space i of n; another content,
+ * another value (Linux, virt/kvm/kvm_main.c). 0 for NULL and for a space that is not there. Never waits; the reader's
+ * thread, in a section or not.
  */
 MEMSLOTS_CALL
 uint64_t memslots_generation(const struct memslots_reader *reader,
@@ -973,8 +984,9 @@ MEMSLOTS_CALL uint32_t memslots_count(const struct memslots_reader *reader, uint
 MEMSLOTS_CALL uint64_t memslots_npages(const struct memslots_reader *reader, uint16_t as_id);
 
 /**
- * The slots of an address space as regions, ascending by gfn: the first `capacity` of them. Returns how many there are; 0 for
- * NULL, and for a space that is not there. Never waits; the reader's thread, in a section or not. What memslots_plan takes.
+ * The slots of an address space as regions, ascending by gfn: the first `capacity` of them. Returns how many there
+ * are; 0 for NULL, and for a space that is not there. Never waits; the reader's thread, in a section or not. What
+ * memslots_plan takes.
  */
 MEMSLOTS_CALL
 size_t memslots_get_regions(struct memslots_reader *reader,
@@ -983,12 +995,12 @@ size_t memslots_get_regions(struct memslots_reader *reader,
                             size_t capacity);
 
 /**
- * Looks a range of guest memory up, `len` bytes from `gpa`, for a device that will come back to it. `access` is MEMSLOTS_READ or
- * MEMSLOTS_WRITE. The cache is for readers of this table only.
+ * Looks a range of guest memory up, `len` bytes from `gpa`, for a device that will come back to it. `access` is
+ * MEMSLOTS_READ or MEMSLOTS_WRITE. The cache is for readers of this table only.
  *
- * Never waits; the reader's thread. Errors: -ERANGE (not within one slot), -ENOENT (a hole), -EAGAIN (INVALID), -EROFS, -EPERM
- * (outside of a section), -EINVAL (NULL, another `access`, no such address space, an empty range or one that wraps). On an
- * error the cache is as it was.
+ * Never waits; the reader's thread. Errors: -ERANGE (not within one slot), -ENOENT (a hole), -EAGAIN (INVALID),
+ * -EROFS, -EPERM (outside of a section), -EINVAL (NULL, another `access`, no such address space, an empty range or one
+ * that wraps). On an error the cache is as it was.
  */
 MEMSLOTS_CALL
 int memslots_hva_cache_init(struct memslots_hva_cache *cache,
@@ -1031,8 +1043,8 @@ void memslots_iter_gfn(struct memslots_iter *iter,
                        uint64_t end);
 
 /**
- * A walk over exactly the slots with a byte of host memory in [start, last], `last` inclusive, ascending by hva, then by id.
- * Otherwise as memslots_iter_all.
+ * A walk over exactly the slots with a byte of host memory in [start, last], `last` inclusive, ascending by hva, then
+ * by id. Otherwise as memslots_iter_all.
  */
 MEMSLOTS_CALL
 void memslots_iter_hva(struct memslots_iter *iter,
@@ -1042,8 +1054,8 @@ void memslots_iter_hva(struct memslots_iter *iter,
                        uint64_t last);
 
 /**
- * The next slot, valid until the section ends; NULL at the end, and in another section than the walk began in. Never waits;
- * the reader's thread.
+ * The next slot, valid until the section ends; NULL at the end, and in another section than the walk began in. Never
+ * waits; the reader's thread.
  */
 MEMSLOTS_CALL
 const struct memslot *memslots_iter_next(struct memslots_iter *iter);
@@ -1056,22 +1068,22 @@ MEMSLOTS_CALL
 size_t memslots_reclaim(struct memslots *table);
 
 /**
- * Waits until every read-side section that is open now has ended, and runs what was due. From inside a section or an update
- * of this thread it would wait for ever: it returns at once then. Any thread.
+ * Waits until every read-side section that is open now has ended, and runs what was due. From inside a section or an
+ * update of this thread it would wait for ever: it returns at once then. Any thread.
  */
 MEMSLOTS_CALL
 void memslots_synchronize(struct memslots *table);
 
 /**
- * As memslots_synchronize, and says so: -EDEADLK where this thread is in a section or inside an update of this table. Also
- * -EINVAL (NULL), -ENOTRECOVERABLE.
+ * As memslots_synchronize, and says so: -EDEADLK where this thread is in a section or inside an update of this table.
+ * Also -EINVAL (NULL), -ENOTRECOVERABLE.
  */
 MEMSLOTS_CALL
 int memslots_try_synchronize(struct memslots *table);
 
 /**
- * Writes where the table stands, as the last update left it: as much as the caller's struct, of `size` bytes, has room for.
- * Does not wait for updates; any thread, in hooks too.
+ * Writes where the table stands, as the last update left it: as much as the caller's struct, of `size` bytes, has room
+ * for. Does not wait for updates; any thread, in hooks too.
  *
  * Errors: -EINVAL (NULL, a size that has no room for the size).
  */
@@ -1081,8 +1093,8 @@ int memslots_get_stats(struct memslots *table,
                        size_t size);
 
 /**
- * Writes what the reader did, as memslots_get_stats does. Never waits; the reader's thread. Errors: -EINVAL (NULL, a size that
- * has no room for the size).
+ * Writes what the reader did, as memslots_get_stats does. Never waits; the reader's thread. Errors: -EINVAL (NULL, a
+ * size that has no room for the size).
  */
 MEMSLOTS_CALL
 int memslots_reader_get_stats(const struct memslots_reader *reader,
@@ -1090,8 +1102,8 @@ int memslots_reader_get_stats(const struct memslots_reader *reader,
                               size_t size);
 
 /**
- * Writes the table for a person to `fd`, a line a slot. Waits for other threads' updates, and updates then wait for the
- * write; any thread. Errors: -EINVAL (NULL), what write() fails with, -EDEADLK (inside an update of this thread),
+ * Writes the table for a person to `fd`, a line a slot. Waits for other threads' updates, and updates then wait for
+ * the write; any thread. Errors: -EINVAL (NULL), what write() fails with, -EDEADLK (inside an update of this thread),
  * -ENOTRECOVERABLE.
  */
 MEMSLOTS_CALL

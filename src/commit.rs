@@ -10,8 +10,8 @@
 //! 3. `prepare` for each change; then the real VM, where there is one.
 //! 4. Publish the result, retire what it has replaced, `commit` for each change.
 //!
-//! A refusal in 2 or 3 rolls back: what was prepared is cancelled, and the old content is published again where the INVALID
-//! state had been: two steps of the generation, and nothing else.
+//! A refusal in 2 or 3 rolls back: what was prepared is cancelled, and the old content is published again where the
+//! INVALID state had been: two steps of the generation, and nothing else.
 
 use crate::cancel::NoCancel;
 use crate::error::{Errno, Refused, Result};
@@ -28,12 +28,12 @@ use crate::working_copy::{Publication, WorkingCopy};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::ptr::NonNull;
 
-/// Publishes a working copy, or rolls back: the state is what it was then, but for two steps of the generation where the
-/// INVALID state was published.
+/// Publishes a working copy, or rolls back: the state is what it was then, but for two steps of the generation where
+/// the INVALID state was published.
 ///
 /// # Errors
-/// What a hook or the VM refused with, and which step of the update that was about; `EDEADLK` where it would wait for readers
-/// and this thread is in a section; `ENOMEM`.
+/// What a hook or the VM refused with, and which step of the update that was about; `EDEADLK` where it would wait for
+/// readers and this thread is in a section; `ENOMEM`.
 pub(crate) fn commit(lock: &mut Updating, copy: WorkingCopy, journal: Journal) -> Result<(), Refused> {
     if !journal.has_changes() {
         lock.writer().entries = journal.into_memory();

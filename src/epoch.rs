@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reclamation: epochs say when the last reader of what a publication replaced is gone.
 //!
-//! Does not know what the memory retired here means, but for records, whose release may be owed. Built on crossbeam-epoch
-//! with a collector of the table's own, so that dropping the table frees everything.
+//! Does not know what the memory retired here means, but for records, whose release may be owed. Built on
+//! crossbeam-epoch with a collector of the table's own, so that dropping the table frees everything.
 //!
-//! **Retiring.** What a publication replaced is listed in a *bag* under the update lock; what is listed is not written to, since
-//! readers may still be on it. When enough has come together the bag is sealed: it gets the next number and goes to the
-//! collector. When every read-side section that was open then has ended, some thread that happens to advance the epoch, a
-//! reader included, pushes the bag on `ripe`: two instructions and no lock. Only the holder of the update lock takes bags from
-//! there and empties them, in the order of their numbers: so whoever waits for one knows when it is done.
+//! **Retiring.** What a publication replaced is listed in a *bag* under the update lock; what is listed is not written
+//! to, since readers may still be on it. When enough has come together the bag is sealed: it gets the next number and
+//! goes to the collector. When every read-side section that was open then has ended, some thread that happens to
+//! advance the epoch, a reader included, pushes the bag on `ripe`: two instructions and no lock. Only the holder of the
+//! update lock takes bags from there and empties them, in the order of their numbers: so whoever waits for one knows
+//! when it is done.
 
 use crate::error::{Errno, Result};
 use crate::index::pool::{Object, Pool};
@@ -178,8 +179,8 @@ pub(crate) struct Lane {
     waiting_releases: usize,
 }
 
-// SAFETY: a LocalHandle has no tie to the thread that made it (it uses no thread-local storage); it must only not be used
-// by two threads at once, which the update lock sees to. The bags in the list are the lane's alone.
+// SAFETY: a LocalHandle has no tie to the thread that made it (it uses no thread-local storage); it must only not be
+// used by two threads at once, which the update lock sees to. The bags in the list are the lane's alone.
 unsafe impl Send for Lane {}
 
 impl Lane {
@@ -386,8 +387,8 @@ impl Lane {
         self.spare.get_or_insert(bag);
     }
 
-    /// Frees what is ripe, oldest first, and runs the releases owed. Gives their number. Should one panic, the rest is still
-    /// there for the next call.
+    /// Frees what is ripe, oldest first, and runs the releases owed. Gives their number. Should one panic, the rest is
+    /// still there for the next call.
     pub(crate) fn drain(&mut self, domain: &Domain, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) -> usize {
         self.ripe_up_to(domain);
         let mut released = 0;

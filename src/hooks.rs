@@ -72,8 +72,8 @@ pub trait Hooks: Send + Sync {
         let _ = change;
     }
 
-    /// The slot's life is over and no reader can see it: once a slot, not on a move or a change of flags. The place to free
-    /// `opaque`.
+    /// The slot's life is over and no reader can see it: once a slot, not on a move or a change of flags. The place to
+    /// free `opaque`.
     fn release(&self, gone: &Memslot) {
         let _ = gone;
     }
@@ -83,9 +83,9 @@ pub trait Hooks: Send + Sync {
         false
     }
 
-    /// Host memory that no slot maps any more, in any address space, and that no reader can still use: the place to unmap it.
-    /// Exact pieces of what one slot had: nothing after a merge, the tail after a slot has shrunk, aliased memory when the last
-    /// slot that mapped it is gone. What has been mapped again by then is left out.
+    /// Host memory that no slot maps any more, in any address space, and that no reader can still use: the place to
+    /// unmap it. Exact pieces of what one slot had: nothing after a merge, the tail after a slot has shrunk, aliased
+    /// memory when the last slot that mapped it is gone. What has been mapped again by then is left out.
     fn unmap(&self, hva: Hva, size: u64) {
         let _ = (hva, size);
     }

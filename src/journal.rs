@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The journal of an update: what each slot has gone through since the base, and what that comes to.
 //!
-//! Knows records and snapshots; not in which order calls are made, nor who is told. There is one entry for each slot that
-//! was touched, whatever the number of its changes. A record that the update makes carries its slot's entry as its stamp,
-//! which is how a second change of the slot finds it. An entry is never taken out and its number never used again, and no
-//! entry refers to another: what became of a slot's frames is looked up in the result.
+//! Knows records and snapshots; not in which order calls are made, nor who is told. There is one entry for each slot
+//! that was touched, whatever the number of its changes. A record that the update makes carries its slot's entry as its
+//! stamp, which is how a second change of the slot finds it. An entry is never taken out and its number never used
+//! again, and no entry refers to another: what became of a slot's frames is looked up in the result.
 //!
-//! **Kinds** ([`Journal::changes`]) are a pure function of the entries and the result. They say what a hook can rely on:
-//! SPLIT only where `old_slot` lives on and has a RESIZE of its own, MERGE only where `new_slot` has a RESIZE of its own and
-//! covers `old_slot`. Everything else is a CREATE or a DELETE.
+//! **Kinds** ([`Journal::changes`]) are a pure function of the entries and the result. They say what a hook can rely
+//! on: SPLIT only where `old_slot` lives on and has a RESIZE of its own, MERGE only where `new_slot` has a RESIZE of
+//! its own and covers `old_slot`. Everything else is a CREATE or a DELETE.
 
 use crate::error::{Errno, Result};
 use crate::hooks::Kind;
@@ -141,8 +141,8 @@ impl Journal {
         self.entry(record)?.before
     }
 
-    /// A slot has another record now: one with `stamp_of` the old one, or the one that it had in the base. True where the old
-    /// record is this update's own, and now in nobody's use.
+    /// A slot has another record now: one with `stamp_of` the old one, or the one that it had in the base. True where
+    /// the old record is this update's own, and now in nobody's use.
     pub(crate) fn changed(&mut self, old: NonNull<Record>, new: NonNull<Record>, step: usize) -> bool {
         match self.find(old) {
             Some(index) => {
@@ -255,8 +255,8 @@ impl<'a> Fold<'a> {
     }
 
     fn slot(&self, record: NonNull<Record>) -> &'a Memslot {
-        // SAFETY: records of the base and the result are alive as long as the result is borrowed: the update lock's holder
-        // frees neither meanwhile.
+        // SAFETY: records of the base and the result are alive as long as the result is borrowed: the update lock's
+        // holder frees neither meanwhile.
         unsafe { &record.as_ref().slot }
     }
 

@@ -14,7 +14,8 @@ use std::os::fd::RawFd;
 pub const KVM_CHECK_EXTENSION: u64 = 0xae03;
 /// `KVM_CAP_USER_MEMORY2`.
 pub const KVM_CAP_USER_MEMORY2: u64 = 231;
-/// `KVM_SET_USER_MEMORY_REGION`: `_IOW(KVMIO, 0x46, struct kvm_userspace_memory_region)`, the first 32 bytes of [`Region`].
+/// `KVM_SET_USER_MEMORY_REGION`: `_IOW(KVMIO, 0x46, struct kvm_userspace_memory_region)`, the first 32 bytes of
+/// [`Region`].
 pub const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
 /// `KVM_SET_USER_MEMORY_REGION2`: `_IOW(KVMIO, 0x49, struct kvm_userspace_memory_region2)`.
 pub const KVM_SET_USER_MEMORY_REGION2: u64 = 0x40a0_ae49;

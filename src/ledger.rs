@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The ledger of host memory that no slot maps any more, until no reader can use it either: for the `unmap` hook.
 //!
-//! Knows page numbers and bags; not slots, nor who is told. A page of host memory that a slot has ever mapped is mapped by a
-//! slot of the current state, or stands here, once, or was given up. What a publication takes from the last slot that mapped it
-//! comes here, under the number of the bag that the publication's retired memory goes into; what is mapped again leaves. When
-//! that bag has been emptied, no reader is left that could reach the memory through any slot: those that mapped it before were
-//! retired earlier.
+//! Knows page numbers and bags; not slots, nor who is told. A page of host memory that a slot has ever mapped is mapped
+//! by a slot of the current state, or stands here, once, or was given up. What a publication takes from the last slot
+//! that mapped it comes here, under the number of the bag that the publication's retired memory goes into; what is
+//! mapped again leaves. When that bag has been emptied, no reader is left that could reach the memory through any slot:
+//! those that mapped it before were retired earlier.
 
 use crate::error::{Errno, Result};
 use std::ops::Range;
@@ -28,8 +28,8 @@ impl Ledger {
         Ledger { pieces: Vec::new() }
     }
 
-    /// Room for so many calls of `add` and `remove`, where pages that are added are not here before the first of them: n
-    /// ranges that overlap as they like are 2n - 1 pieces at most, and a removal cuts one in two.
+    /// Room for so many calls of `add` and `remove`, where pages that are added are not here before the first of them:
+    /// n ranges that overlap as they like are 2n - 1 pieces at most, and a removal cuts one in two.
     ///
     /// # Errors
     /// `ENOMEM`.
@@ -42,7 +42,8 @@ impl Ledger {
         self.pieces.partition_point(|piece| piece.end <= page)
     }
 
-    /// Pages that no slot maps any more. Those that are here already, since two slots mapped them and went together, stay.
+    /// Pages that no slot maps any more. Those that are here already, since two slots mapped them and went together,
+    /// stay.
     pub(crate) fn add(&mut self, pages: Range<u64>, bag: u64) {
         let (mut start, mut index) = (pages.start, self.first_behind(pages.start));
         while start < pages.end {

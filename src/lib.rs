@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The memslot table of a virtual machine monitor.
 //!
-//! A VMM keeps, for each guest, a table of *memslots*: ranges of guest frames (gfn) backed by ranges of its own memory (hva).
-//! This crate is that table: every change costs O(log n), any number of changes is seen at once or not at all, readers never
-//! wait, and the rules and error numbers are those of Linux's KVM.
+//! A VMM keeps, for each guest, a table of *memslots*: ranges of guest frames (gfn) backed by ranges of its own memory
+//! (hva). This crate is that table: every change costs O(log n), any number of changes is seen at once or not at all,
+//! readers never wait, and the rules and error numbers are those of Linux's KVM.
 //!
 //! ```
 //! use memslots::{Config, Gfn, Gpa, Access, Memslots, Region};
 //!
 //! let table = Memslots::new(Config::default())?;
-//! let ram = Region { slot: 0, guest_phys_addr: 0, memory_size: 0x10_0000, userspace_addr: 0x7f00_0000_0000, ..Region::default() };
+//! let ram = Region { memory_size: 0x10_0000, userspace_addr: 0x7f00_0000_0000, ..Region::default() };
 //! table.set_region(&ram, std::ptr::null_mut())?;
 //!
 //! let vcpu = table.reader()?; // one for each reading thread

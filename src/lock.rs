@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The update lock: one thread at a time changes a table.
 //!
-//! Does not know what it protects. A futex, as a mutex is, but for two things that a mutex cannot do: it says whether the
-//! calling thread is its holder, and it refuses whoever would deadlock. A thread that is in a read-side section may wait for
-//! the lock, unless the holder waits for readers: then neither would ever go on.
+//! Does not know what it protects. A futex, as a mutex is, but for two things that a mutex cannot do: it says whether
+//! the calling thread is its holder, and it refuses whoever would deadlock. A thread that is in a read-side section may
+//! wait for the lock, unless the holder waits for readers: then neither would ever go on.
 
 use crate::error::{Errno, Result};
 use crate::presence::{AtomicThreadId, ThreadId};
@@ -28,8 +28,8 @@ impl UpdateLock {
         UpdateLock { state: AtomicU32::new(FREE), holder: AtomicThreadId::none() }
     }
 
-    /// Takes the lock. `in_section` says whether the calling thread is in a read-side section; it is asked only where the lock
-    /// is held.
+    /// Takes the lock. `in_section` says whether the calling thread is in a read-side section; it is asked only where
+    /// the lock is held.
     ///
     /// # Errors
     /// `EDEADLK` where this thread holds it, or where the holder waits for a section of this thread's.

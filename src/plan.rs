@@ -2,15 +2,16 @@
 //! From two states of a table to the calls that lead from one to the other.
 //!
 //! Pure. Knows regions, and what KVM_SET_USER_MEMORY_REGION can do in one call: create, delete, move, change flags; a
-//! slot of another size or hva is deleted and created. The same list serves vhost-user's ADD_MEM_REG and REM_MEM_REG, and
-//! VFIO's map and unmap.
+//! slot of another size or hva is deleted and created. The same list serves vhost-user's ADD_MEM_REG and REM_MEM_REG,
+//! and VFIO's map and unmap.
 //!
-//! **Order.** KVM refuses a slot that overlaps another, so the slot that a new slot's frames belonged to goes first. Slots
-//! that exchange places wait for each other in a cycle. One slot of each cycle is deleted and created again: one call more,
-//! which a cycle needs in any case. Slots whose frames nobody needs go last.
+//! **Order.** KVM refuses a slot that overlaps another, so the slot that a new slot's frames belonged to goes first.
+//! Slots that exchange places wait for each other in a cycle. One slot of each cycle is deleted and created again: one
+//! call more, which a cycle needs in any case. Slots whose frames nobody needs go last.
 //!
-//! **Gaps.** A call opens a gap where frames that have memory before and after the whole list lose it with this call: until a
-//! later one gives it back, a running vCPU would take an access there for MMIO. Callers stop vCPUs for those, and only for those.
+//! **Gaps.** A call opens a gap where frames that have memory before and after the whole list lose it with this call:
+//! until a later one gives it back, a running vCPU would take an access there for MMIO. Callers stop vCPUs for those,
+//! and only for those.
 
 use crate::error::{Errno, Result};
 use crate::hooks::Kind;
@@ -85,8 +86,8 @@ fn find(regions: &[Region], by_slot: &[(u32, usize)], slot: u32) -> Option<Regio
     Some(regions[by_slot[at].1])
 }
 
-/// The calls that make these differences. A slot may be in the list as gone and, in another entry, as new: then one slot has
-/// ended and another has its id, and both are told, whatever else is the same.
+/// The calls that make these differences. A slot may be in the list as gone and, in another entry, as new: then one
+/// slot has ended and another has its id, and both are told, whatever else is the same.
 ///
 /// # Errors
 /// `ENOMEM`.
@@ -208,8 +209,8 @@ impl Planner {
         Ok(Planner { tasks, old_places, new_places, steps, waiting })
     }
 
-    /// Deletes what has a guest_memfd and changes: such a slot can only be deleted, and its part of the file can be bound
-    /// again only then.
+    /// Deletes what has a guest_memfd and changes: such a slot can only be deleted, and its part of the file can be
+    /// bound again only then.
     fn unbind(&mut self) {
         for index in 0..self.tasks.len() {
             let task = &self.tasks[index];

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who may look: threads by a number that never comes again, readers and their sections, and the process that made the table.
+//! Who may look: threads by a number that never comes again, readers and their sections, and the process that made the
+//! table.
 //!
 //! Does not know what readers look at, nor how memory is reclaimed.
 
@@ -18,8 +19,8 @@ impl ThreadId {
     /// No thread's.
     pub(crate) const NONE: ThreadId = ThreadId(0);
 
-    /// The calling thread's. Takes no lock and allocates nothing, but for a thread's first call where the library came by
-    /// dlopen(): the C library then makes room for the thread's variables.
+    /// The calling thread's. Takes no lock and allocates nothing, but for a thread's first call where the library came
+    /// by dlopen(): the C library then makes room for the thread's variables.
     #[inline(always)]
     pub(crate) fn current() -> ThreadId {
         thread_local! {
@@ -90,8 +91,8 @@ impl Presence {
     }
 }
 
-/// The readers of a table. The registry's lock is held for a moment, with nothing below it; readers take it when they are
-/// made and when they go, and never in between.
+/// The readers of a table. The registry's lock is held for a moment, with nothing below it; readers take it when they
+/// are made and when they go, and never in between.
 pub(crate) struct Readers {
     registry: Mutex<Registry>,
     /// The process that made the table. In a forked child the other threads are gone, with what they held.

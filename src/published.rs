@@ -3,10 +3,10 @@
 //!
 //! Does not know who edits, nor when what is no longer current can be freed.
 //!
-//! `seq` is the publication's number, a multiple of `SEQ_STEP`, and never used twice. A publisher marks it BUSY, stores the
-//! root, and stores the new number. A reader that remembers an answer with the number of the publication that gave it may use
-//! it again while `seq` is that number, and never goes back in time: had it seen the new root by way of a lookup, it would see
-//! `seq` BUSY or newer, since that was stored before the root.
+//! `seq` is the publication's number, a multiple of `SEQ_STEP`, and never used twice. A publisher marks it BUSY, stores
+//! the root, and stores the new number. A reader that remembers an answer with the number of the publication that gave
+//! it may use it again while `seq` is that number, and never goes back in time: had it seen the new root by way of a
+//! lookup, it would see `seq` BUSY or newer, since that was stored before the root.
 
 use crate::slot::MAX_ADDRESS_SPACES;
 use crate::snapshot::Published;
@@ -34,7 +34,8 @@ pub(crate) fn publications_between(since: u64, now: u64) -> u64 {
     now.saturating_sub(since.max(now - now % BLOCK)) / SEQ_STEP
 }
 
-/// The next block of the process. Of 2^40 blocks none comes twice: at a million tables a second they last for twelve days.
+/// The next block of the process. Of 2^40 blocks none comes twice: at a million tables a second they last for twelve
+/// days.
 static NEXT_BLOCK: AtomicU64 = AtomicU64::new(1);
 
 /// A table's supply of publication numbers, of which the process has each one once: a cache that is used with the wrong

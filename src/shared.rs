@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a table, its updates and its readers have in common, and how it ends.
 //!
-//! Puts the modules below it together: the current publication, the readers, epochs, the update lock and what that protects,
-//! the hooks. Does not know how an update is made, nor how a lookup is answered.
+//! Puts the modules below it together: the current publication, the readers, epochs, the update lock and what that
+//! protects, the hooks. Does not know how an update is made, nor how a lookup is answered.
 
 use crate::cancel::NoCancel;
 use crate::change::Rules;
@@ -73,6 +73,23 @@ pub(crate) struct Writer {
     last_state: Option<NonNull<Published>>,
 }
 
+impl Writer {
+    fn new(lane: Lane, numbers: Numbers, last_state: NonNull<Published>) -> Writer {
+        Writer {
+            lane,
+            numbers,
+            publications: 0,
+            entries: Vec::new(),
+            backend: None,
+            out_of_step: None,
+            ledger: Ledger::new(),
+            trace: None,
+            poisoned: false,
+            last_state: Some(last_state),
+        }
+    }
+}
+
 /// See the head of this file. What readers load comes first; what updates store has lines of its own.
 #[repr(C)]
 pub(crate) struct Shared {
@@ -95,8 +112,9 @@ pub(crate) struct Shared {
     waiter: Mutex<Option<Waiter>>,
 }
 
-// SAFETY: the writer and the store are touched by the update lock's holder only; raw pointers in there and in the current
-// publication lead to objects that change only under that lock, and are freed only when no reader is left (`epoch.rs`).
+// SAFETY: the writer and the store are touched by the update lock's holder only; raw pointers in there and in the
+// current publication lead to objects that change only under that lock, and are freed only when no reader is left
+// (`epoch.rs`).
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -179,38 +197,14 @@ impl Drop for Owner {
 
 impl Shared {
     pub(crate) fn new(limits: Limits, sync: bool, max_garbage: usize, hooks: Option<Box<dyn Hooks>>) -> Result<Shared> {
-        let mut store = Store::new();
-        let root = store.empty_root(limits.nr_address_spaces)?;
-        let last_state = match store.empty_root(limits.nr_address_spaces) {
-            Ok(state) => state,
-            Err(errno) => {
-                store.pool.expect_leaks();
-                return Err(errno);
-            }
-        };
         let domain = Domain::new();
-        let lane = match Lane::new(&domain) {
-            Ok(lane) => lane,
-            Err(errno) => {
-                store.pool.expect_leaks();
-                return Err(errno);
-            }
-        };
+        let lane = Lane::new(&domain)?;
+        let mut store = Store::new();
+        let [root, last_state] = store.empty_roots(limits.nr_address_spaces)?;
         let waiter = Waiter(domain.register());
         let mut numbers = Numbers::new();
         let current = Current::new(root, &mut numbers);
-        let writer = Writer {
-            lane,
-            numbers,
-            publications: 0,
-            entries: Vec::new(),
-            backend: None,
-            out_of_step: None,
-            ledger: Ledger::new(),
-            trace: None,
-            poisoned: false,
-            last_state: Some(last_state),
-        };
+        let writer = Writer::new(lane, numbers, last_state);
         let shared = Shared {
             current,
             limits,
@@ -232,8 +226,8 @@ impl Shared {
 
     // ---- the update lock ----
 
-    /// Takes the update lock. `EDEADLK` where this thread holds it already, or where its holder waits for a section of this
-    /// thread's; `ENOTRECOVERABLE` after a panic inside an update.
+    /// Takes the update lock. `EDEADLK` where this thread holds it already, or where its holder waits for a section of
+    /// this thread's; `ENOTRECOVERABLE` after a panic inside an update.
     #[inline(always)]
     pub(crate) fn update(&self) -> Result<Updating<'_>> {
         self.lock.lock(|| self.readers.in_section())?;
@@ -393,8 +387,8 @@ impl<'a> Updating<'a> {
         self.drain()
     }
 
-    /// After a publication: garbage goes its way. With `wait`, returns when no reader is left that could use what was before;
-    /// but not where a hook has left a section of this thread open, which would be for ever.
+    /// After a publication: garbage goes its way. With `wait`, returns when no reader is left that could use what was
+    /// before; but not where a hook has left a section of this thread open, which would be for ever.
     #[inline(always)]
     pub(crate) fn settle(&mut self, wait: bool) {
         let writer = self.writer();
@@ -466,7 +460,8 @@ impl Shared {
         }
     }
 
-    /// Releases the slots of a state that nobody can see any more, and then gives up the memory that they and earlier ones had.
+    /// Releases the slots of a state that nobody can see any more, and then gives up the memory that they and earlier
+    /// ones had.
     fn tell_the_end(&self, state: PublishedRef, ledger: &mut Ledger) {
         state.for_each_slot(|slot| self.release(slot));
         if self.hooks.as_ref().is_some_and(|hooks| hooks.wants_unmap()) {
@@ -475,8 +470,8 @@ impl Shared {
         }
     }
 
-    /// Ends the table where readers are left: takes every slot away, waits until nobody can see one, and runs every release
-    /// that is owed. Needs no memory. No section is this thread's.
+    /// Ends the table where readers are left: takes every slot away, waits until nobody can see one, and runs every
+    /// release that is owed. Needs no memory. No section is this thread's.
     pub(crate) fn close(&self) {
         let _no_cancel = NoCancel::begin();
         match self.lock.lock(|| false) {
@@ -496,7 +491,8 @@ impl Shared {
         lock.seal(true);
         lock.wait_for_readers();
         lock.drain();
-        // SAFETY: the lock is held; lane and pool are apart. No reader is left in what was retired, or in the old state.
+        // SAFETY: the lock is held; lane and pool are apart. No reader is left in what was retired, or in the old
+        // state.
         unsafe {
             let pool = &mut (*self.store.get()).pool;
             (*self.writer.get()).lane.free_pending(pool, &mut |gone| self.release(gone));
@@ -520,9 +516,9 @@ impl Shared {
         self.current.publish(last, numbers);
     }
 
-    /// The last of the table, its readers and its transactions is gone: everything goes, and every release still owed is run.
-    /// By pointer, since releases look in here, as does what the collector runs at its end: there is no `&mut Shared` before
-    /// all of that is over. In a forked child no hook is called: what they know of is the parent's.
+    /// The last of the table, its readers and its transactions is gone: everything goes, and every release still owed
+    /// is run. By pointer, since releases look in here, as does what the collector runs at its end: there is no `&mut
+    /// Shared` before all of that is over. In a forked child no hook is called: what they know of is the parent's.
     ///
     /// # Safety
     /// `this` is alive, and dropped next. Nobody else uses it, but for releases.
@@ -541,7 +537,8 @@ impl Shared {
         // SAFETY: all other participants are gone.
         unsafe { writer.lane.leave(&raw mut (*this.as_ptr()).domain) };
         if held && forked {
-            // Another thread may have been in the middle of an update when the process forked. The memory goes, unlooked at.
+            // Another thread may have been in the middle of an update when the process forked. The memory goes,
+            // unlooked at.
             return pool.expect_leaks();
         }
         let mut release = |gone: &Memslot| {

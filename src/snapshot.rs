@@ -15,8 +15,8 @@ use std::mem::size_of;
 use std::ops::Range;
 use std::ptr::{without_provenance_mut, NonNull};
 
-/// A slot as the table keeps it: at one address while any reader may hold it. One cache line. The slot stands first, so that
-/// what an index leads to is what a reader gets.
+/// A slot as the table keeps it: at one address while any reader may hold it. One cache line. The slot stands first, so
+/// that what an index leads to is what a reader gets.
 #[repr(C, align(64))]
 pub(crate) struct Record {
     pub(crate) slot: Memslot,
@@ -447,7 +447,8 @@ impl Published {
     /// The spaces of a publication that is being made.
     ///
     /// # Safety
-    /// As [`PublishedRef::new`], but that the spaces change through this and are not reached in another way during `'a`.
+    /// As [`PublishedRef::new`], but that the spaces change through this and are not reached in another way during
+    /// `'a`.
     pub(crate) unsafe fn spaces_mut<'a>(new: NonNull<Published>) -> &'a mut [Space] {
         // SAFETY: create() has written that many behind the header; the caller's promise.
         unsafe {
@@ -459,8 +460,8 @@ impl Published {
 
 /// A publication to look at, while it is alive and does not change.
 ///
-/// The spaces follow the header in memory, and a `&Published` covers the header only: what is derived from that may not go
-/// on to them. This keeps the pointer that covers both.
+/// The spaces follow the header in memory, and a `&Published` covers the header only: what is derived from that may not
+/// go on to them. This keeps the pointer that covers both.
 #[derive(Clone, Copy)]
 pub(crate) struct PublishedRef<'a> {
     published: NonNull<Published>,
@@ -469,8 +470,8 @@ pub(crate) struct PublishedRef<'a> {
 
 impl<'a> PublishedRef<'a> {
     /// # Safety
-    /// The publication is alive and its spaces do not change during `'a`, and the pointer is the one that `Published` has
-    /// made or a copy of it, not one that was derived from a reference.
+    /// The publication is alive and its spaces do not change during `'a`, and the pointer is the one that `Published`
+    /// has made or a copy of it, not one that was derived from a reference.
     #[inline(always)]
     pub(crate) unsafe fn new(published: NonNull<Published>) -> Self {
         PublishedRef { published, lives: PhantomData }

@@ -79,8 +79,8 @@ impl Config {
 /// One VM's memslot table: all of its address spaces.
 ///
 /// Any thread may update it; updates are serialised. Readers are made with [`Memslots::reader`] and never wait for one.
-/// Dropping it takes every slot away from readers that are left, waits for the sections that are open (unless one of them
-/// is this thread's), and runs every release still owed.
+/// Dropping it takes every slot away from readers that are left, waits for the sections that are open (unless one of
+/// them is this thread's), and runs every release still owed.
 pub struct Memslots {
     shared: Owner,
 }
@@ -143,14 +143,14 @@ impl Memslots {
     /// Begins a transaction, and holds the update lock until it ends. Waits for other threads' updates.
     ///
     /// # Errors
-    /// `EDEADLK` where this thread has a transaction open, is inside a hook, or is in a section that another thread's update
-    /// waits for; `ENOTRECOVERABLE` after a panic inside an update; `ENOMEM`.
+    /// `EDEADLK` where this thread has a transaction open, is inside a hook, or is in a section that another thread's
+    /// update waits for; `ENOTRECOVERABLE` after a panic inside an update; `ENOMEM`.
     pub fn begin(&self) -> Result<Transaction<'_>> {
         Transaction::begin(self.shared.update()?)
     }
 
-    /// As [`Memslots::begin`], a transaction that does not borrow the table. What is left of a table that is dropped meanwhile
-    /// goes with it.
+    /// As [`Memslots::begin`], a transaction that does not borrow the table. What is left of a table that is dropped
+    /// meanwhile goes with it.
     ///
     /// # Errors
     /// As there.
@@ -158,8 +158,8 @@ impl Memslots {
         Transaction::begin(self.shared.another()?.into_update()?)
     }
 
-    /// The whole of `KVM_SET_USER_MEMORY_REGION2`: decides create, delete, move or flags-only itself. `opaque` counts where it
-    /// creates.
+    /// The whole of `KVM_SET_USER_MEMORY_REGION2`: decides create, delete, move or flags-only itself. `opaque` counts
+    /// where it creates.
     ///
     /// # Errors
     /// The kernel's; those of [`Memslots::begin`] and [`Transaction::commit`].
@@ -221,13 +221,13 @@ impl Memslots {
         update::apply(&self.shared, regions, |index| opaque_at(opaques, index))
     }
 
-    /// Makes the regions, in any order, all that an address space has: works out the difference, and leaves alone what is
-    /// equal. A slot that stays, moves or changes flags keeps its opaque; one of another size or hva is deleted and created
-    /// under the same id. Slots may exchange places.
+    /// Makes the regions, in any order, all that an address space has: works out the difference, and leaves alone what
+    /// is equal. A slot that stays, moves or changes flags keeps its opaque; one of another size or hva is deleted and
+    /// created under the same id. Slots may exchange places.
     ///
     /// # Errors
-    /// `EEXIST` where a region has the id of an earlier one or overlaps it; `EINVAL` for size 0, another address space, and
-    /// what `set_region` refuses; those of a commit. With the index of the first culprit.
+    /// `EEXIST` where a region has the id of an earlier one or overlaps it; `EINVAL` for size 0, another address space,
+    /// and what `set_region` refuses; those of a commit. With the index of the first culprit.
     pub fn replace_all(&self, as_id: u16, regions: &[Region], opaques: Option<&[*mut c_void]>) -> Result<(), Refused> {
         update::replace_all(&self.shared, as_id, regions, |index| opaque_at(opaques, index))
     }
@@ -250,8 +250,8 @@ impl Memslots {
     pub fn reclaim(&self) -> usize {
         let Ok(mut lock) = self.shared.update() else { return 0 };
         let mut released = lock.collect(true);
-        // The epoch moves one step a call, and a bag is ripe two steps after it was sealed: after three calls without one,
-        // a reader is in the way.
+        // The epoch moves one step a call, and a bag is ripe two steps after it was sealed: after three calls without
+        // one, a reader is in the way.
         let mut calls = 0;
         while calls < 3 && lock.writer().lane.has_bags() {
             lock.writer().lane.advance();
@@ -296,12 +296,12 @@ impl Memslots {
 
     // ---- a real VM, a trace ----
 
-    /// From here on every commit is also made on this VM. Slots that exist are registered first. The file descriptor stays the
-    /// caller's; -1 detaches, and the VM keeps the slots that it has.
+    /// From here on every commit is also made on this VM. Slots that exist are registered first. The file descriptor
+    /// stays the caller's; -1 detaches, and the VM keeps the slots that it has.
     ///
     /// # Errors
-    /// `EBADF`, `ENOTTY` where it is no VM; what the kernel refuses an existing slot with, and then none of them is left there;
-    /// those of [`Memslots::begin`].
+    /// `EBADF`, `ENOTTY` where it is no VM; what the kernel refuses an existing slot with, and then none of them is
+    /// left there; those of [`Memslots::begin`].
     pub fn attach_kvm(&self, vm_fd: RawFd) -> Result<()> {
         let mut lock = self.shared.update()?;
         if vm_fd == -1 {
@@ -327,8 +327,8 @@ impl Memslots {
         Ok(all)
     }
 
-    /// Writes every change to `fd`, a line each, until `trace_stop`. The file descriptor stays the caller's. First come the
-    /// slots that exist, as lines that make them.
+    /// Writes every change to `fd`, a line each, until `trace_stop`. The file descriptor stays the caller's. First come
+    /// the slots that exist, as lines that make them.
     ///
     /// # Errors
     /// `EBADF` where it is not open, those of [`Memslots::begin`].
@@ -409,8 +409,8 @@ impl Memslots {
 
 impl Drop for Memslots {
     fn drop(&mut self) {
-        // Without readers all of it goes with the last owner, which is this one. From inside a section of this thread's it goes
-        // with the last reader.
+        // Without readers all of it goes with the last owner, which is this one. From inside a section of this thread's
+        // it goes with the last reader.
         if !self.shared.is_last() && !self.shared.readers.is_forked() && !self.shared.readers.in_section() {
             self.shared.close();
         }
@@ -490,8 +490,8 @@ mod tests {
         unsafe { (*lock.shared.store.get()).set_next_stamp(stamp) };
     }
 
-    /// In 0.1 a node that an aborted transaction had replaced stayed published with an address where its stamp belongs. When the
-    /// stamps came to that number, an update took the node for its own and edited it under readers.
+    /// In 0.1 a node that an aborted transaction had replaced stayed published with an address where its stamp belongs.
+    /// When the stamps came to that number, an update took the node for its own and edited it under readers.
     #[test]
     fn no_stamp_makes_an_update_take_a_published_node_for_its_own() {
         let table = Memslots::new(Config::default()).unwrap();

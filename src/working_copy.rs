@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A working copy: the published state with changes that nobody else can see yet.
 //!
-//! Knows snapshots and how they are edited; not why, nor hooks or VMs. The one type behind single updates, transactions, the
-//! INVALID view and bulk set-up. It begins as a copy of the root alone; an edit copies the nodes on its path, and what they
-//! replaced is listed here. Dropped, it is as if it had never been: its own nodes and records are freed, and the base was not
-//! written to at any time. Published, it gives the list of what it has replaced to be retired.
+//! Knows snapshots and how they are edited; not why, nor hooks or VMs. The one type behind single updates,
+//! transactions, the INVALID view and bulk set-up. It begins as a copy of the root alone; an edit copies the nodes on
+//! its path, and what they replaced is listed here. Dropped, it is as if it had never been: its own nodes and records
+//! are freed, and the base was not written to at any time. Published, it gives the list of what it has replaced to be
+//! retired.
 //!
 //! Whatever an edit can allocate is reserved before it: [`WorkingCopy::reserve`] is the one step that can fail.
 
@@ -32,11 +33,14 @@ impl Store {
         Store { pool: Pool::new(), next_stamp: 1, replaced: Vec::new() }
     }
 
-    /// A root without slots: the first of a table, or its last.
-    pub(crate) fn empty_root(&mut self, nr_spaces: u32) -> Result<NonNull<Published>> {
-        self.pool.reserve(Published::lines(nr_spaces) * LINE)?;
+    /// Roots without slots: the first of a table, and its last.
+    ///
+    /// # Errors
+    /// `ENOMEM`; nothing was made then.
+    pub(crate) fn empty_roots<const N: usize>(&mut self, nr_spaces: u32) -> Result<[NonNull<Published>; N]> {
+        self.pool.reserve(N * Published::lines(nr_spaces) * LINE)?;
         let mut editor = Editor { pool: &mut self.pool, stamp: Stamp(0), replaced: None };
-        Ok(Published::create(&mut editor, nr_spaces))
+        Ok(std::array::from_fn(|_| Published::create(&mut editor, nr_spaces)))
     }
 
     /// Sets the stamp that the next working copy gets.
@@ -227,8 +231,8 @@ impl WorkingCopy {
     /// Changes one address space. Should that panic, nobody knows what the copy is.
     #[inline(always)]
     fn edit<T>(&mut self, as_id: u16, change: impl FnOnce(&mut Space, &mut Editor<'_>) -> T) -> T {
-        // SAFETY: the store is as the field says. The root is this copy's own until it is published, and nobody looks at it
-        // meanwhile.
+        // SAFETY: the store is as the field says. The root is this copy's own until it is published, and nobody looks
+        // at it meanwhile.
         let (store, spaces) = unsafe { (self.store.as_mut(), Published::spaces_mut(self.root)) };
         let mut editor = Editor { pool: &mut store.pool, stamp: self.stamp, replaced: Some(&mut self.replaced) };
         self.in_edit = true;
@@ -316,7 +320,8 @@ impl WorkingCopy {
         Ok(())
     }
 
-    /// Adds a slot by its id only, to a space whose trees are empty until `build`. The caller has seen that the id is free.
+    /// Adds a slot by its id only, to a space whose trees are empty until `build`. The caller has seen that the id is
+    /// free.
     ///
     /// # Errors
     /// `ENOMEM`.
@@ -329,8 +334,8 @@ impl WorkingCopy {
         Ok(record)
     }
 
-    /// Builds the trees of a space out of the slots that were listed. None where two of them share a frame, or memory is
-    /// short; the copy is good for nothing but to be dropped then.
+    /// Builds the trees of a space out of the slots that were listed. None where two of them share a frame, or memory
+    /// is short; the copy is good for nothing but to be dropped then.
     pub(crate) fn build(
         &mut self,
         as_id: u16,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The library's region is the kernel's struct, byte for byte; its flags are the kernel's bits, its ioctls the kernel's numbers.
+//! The library's region is the kernel's struct, byte for byte; its flags are the kernel's bits, its ioctls the kernel's
+//! numbers.
 
 use std::mem::{align_of, offset_of, size_of};
 

@@ -198,8 +198,8 @@ fn no_table_no_plan() {
     }
 }
 
-/// Whether no page of a guest_memfd stands behind two slots: the library takes that, as it does not know what a file is; no
-/// VM does.
+/// Whether no page of a guest_memfd stands behind two slots: the library takes that, as it does not know what a file
+/// is; no VM does.
 fn a_vm_can_have(space: &Space) -> bool {
     let requests: Vec<Request> = space.all().iter().map(|slot| slot.request(SHIFT)).collect();
     let bound: Vec<&Request> = requests.iter().filter(|request| request.flags & GUEST_MEMFD != 0).collect();

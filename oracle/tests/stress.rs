@@ -3,8 +3,8 @@
 //! that it found stays alive until its section ends.
 //!
 //! The writer moves a group of slots about by transactions. Where the group is follows from the generation alone, so a
-//! reader can tell a mix of two contents, or the wrong content, by looking. Every slot's opaque leads to a word that says
-//! LIVE until the slot is released; the words themselves are never freed, so a reader may look at any time.
+//! reader can tell a mix of two contents, or the wrong content, by looking. Every slot's opaque leads to a word that
+//! says LIVE until the slot is released; the words themselves are never freed, so a reader may look at any time.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -113,8 +113,8 @@ fn region(id: u64, gfn: u64, npages: u64) -> Region {
     }
 }
 
-/// Where a slot of the group is, by the number of the content: each content is one frame or a whole place from the last,
-/// so that slots move onto their own old frames, too.
+/// Where a slot of the group is, by the number of the content: each content is one frame or a whole place from the
+/// last, so that slots move onto their own old frames, too.
 fn place(content: u64, id: u64) -> u64 {
     (content / 2 % PLACES) * PLACE + content % 2 + id * STRIDE
 }
@@ -342,8 +342,8 @@ fn a_synchronous_update_returns_when_the_old_state_is_out_of_use() {
     say(&format!("stress_sync: {updates} updates, {} uses", used.load(Ordering::Relaxed)));
 }
 
-/// One thread's share of everything that a thread may do, in any order. Gives how often an update was refused because it
-/// would have had to wait for this thread's own section.
+/// One thread's share of everything that a thread may do, in any order. Gives how often an update was refused because
+/// it would have had to wait for this thread's own section.
 fn do_anything(table: &Memslots, payloads: &Payloads, rounds: u64, seed: u64) -> u64 {
     let mut choose = Seed(seed);
     let mut reader = table.reader().expect("a reader");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `memslots_ops`: C's hooks.
 //!
-//! A hook must return. What unwinds through one, a C++ exception or a thread that ends itself, would leave an update half-way:
-//! it ends the process here, with a line that names the hook.
+//! A hook must return. What unwinds through one, a C++ exception or a thread that ends itself, would leave an update
+//! half-way: it ends the process here, with a line that names the hook.
 
 use super::memslots_change_kind;
 use super::sized::{self, Input};
@@ -13,13 +13,14 @@ use std::ffi::{c_int, c_void};
 use std::mem::size_of;
 use std::ptr::null;
 
-/// What an update does to one slot, as the hooks see it. Valid during the call, as are the slots; the slots that become or
-/// were current live on as long as those that a reader finds.
+/// What an update does to one slot, as the hooks see it. Valid during the call, as are the slots; the slots that become
+/// or were current live on as long as those that a reader finds.
 #[repr(C)]
 pub struct memslots_change {
     /// An enum memslots_change_kind.
     pub kind: u32,
-    /// The slot before. NULL for CREATE, but where the new slot was cut out of another: that one, as it was before the update.
+    /// The slot before. NULL for CREATE, but where the new slot was cut out of another: that one, as it was before the
+    /// update.
     pub old_slot: *const Memslot,
     /// The slot after; for MERGE the one that has its frames. NULL for DELETE.
     pub new_slot: *const Memslot,
@@ -28,30 +29,31 @@ pub struct memslots_change {
 /// What a table tells its owner of an update. Begin an initializer with MEMSLOTS_OPS_INIT, which sets the size:
 /// `{MEMSLOTS_OPS_INIT, .release = my_release}`. All hooks are optional.
 ///
-/// They are called on the updating thread, under the update lock. An update calls `flush` for each slot, then `prepare` for each
-/// change, publishes, and calls `commit` for each change; where a `prepare` refuses, `cancel` for those before it, last first.
-/// `release` and then `unmap` are called when no reader can see the slot any more: at the end of this update or of a later one,
-/// in memslots_reclaim, memslots_synchronize or memslots_free, and never on a thread that only reads. A hook may look things up,
-/// and must end the sections that it opens; any other call on the same table is -EDEADLK (or does nothing, where there is no
-/// error value). A hook must return: longjmp, a C++ exception or pthread_exit out of one is not allowed (see the head of this
-/// file). `ctx` is the configuration's.
+/// They are called on the updating thread, under the update lock. An update calls `flush` for each slot, then `prepare`
+/// for each change, publishes, and calls `commit` for each change; where a `prepare` refuses, `cancel` for those before
+/// it, last first. `release` and then `unmap` are called when no reader can see the slot any more: at the end of this
+/// update or of a later one, in memslots_reclaim, memslots_synchronize or memslots_free, and never on a thread that
+/// only reads. A hook may look things up, and must end the sections that it opens; any other call on the same table is
+/// -EDEADLK (or does nothing, where there is no error value). A hook must return: longjmp, a C++ exception or
+/// pthread_exit out of one is not allowed (see the head of this file). `ctx` is the configuration's.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct memslots_ops {
-    /// sizeof(struct memslots_ops). Smaller than version 0.2's, 0 above all, is -EINVAL at memslots_new: a program for version 0.1
-    /// that was only compiled anew must not lose its hooks. Larger than the library's, and not zero there: -E2BIG.
+    /// sizeof(struct memslots_ops). Smaller than version 0.2's, 0 above all, is -EINVAL at memslots_new: a program for
+    /// version 0.1 that was only compiled anew must not lose its hooks. Larger than the library's, and not zero there:
+    /// -E2BIG.
     pub size: usize,
-    /// Stop the vCPUs. Of updates of an attached table; this version attaches without it, and never calls it. Where it is set and
-    /// `resume` is not: -EINVAL at memslots_new.
+    /// Stop the vCPUs. Of updates of an attached table; this version attaches without it, and never calls it. Where it
+    /// is set and `resume` is not: -EINVAL at memslots_new.
     pub pause: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, why: u32) -> c_int>,
     /// Let the vCPUs run again. Likewise never called by this version.
     pub resume: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void)>,
     /// The last bits of a slot's dirty log, one a page. Likewise never called by this version.
     pub dirty: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, slot: *const Memslot, bitmap: *const u64)>,
-    /// For every slot of which a reader may have derived something that stops being true: DELETE, MOVE, and whatever leaves a
-    /// frame without memory, with other memory, or with less access (READONLY, guest_memfd) than before. The slot is INVALID to
-    /// readers, and none is left that saw it valid. Where this hook is set, such an update waits for readers. The attached VM
-    /// still has the slot: do not take pages away here.
+    /// For every slot of which a reader may have derived something that stops being true: DELETE, MOVE, and whatever
+    /// leaves a frame without memory, with other memory, or with less access (READONLY, guest_memfd) than before. The
+    /// slot is INVALID to readers, and none is left that saw it valid. Where this hook is set, such an update waits for
+    /// readers. The attached VM still has the slot: do not take pages away here.
     pub flush: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, invalid: *const Memslot)>,
     /// May refuse, with a negative errno: the update is rolled back and returns it.
     pub prepare: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, change: *const memslots_change) -> c_int>,
@@ -59,14 +61,15 @@ pub struct memslots_ops {
     pub cancel: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, change: *const memslots_change)>,
     /// The new state is published.
     pub commit: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, change: *const memslots_change)>,
-    /// The end of a slot's life, when no reader can see it any more: once a slot, after DELETE and MERGE. The place to free
-    /// `opaque`; its memory may be another slot's by now.
+    /// The end of a slot's life, when no reader can see it any more: once a slot, after DELETE and MERGE. The place to
+    /// free `opaque`; its memory may be another slot's by now.
     pub release: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, gone: *const Memslot)>,
-    /// Host memory that no slot maps any more, in any address space, and that no reader can still use: the place to munmap.
-    /// Exact pieces of what one slot had: after a MERGE nothing, after a RESIZE that shrinks the tail, after SPLIT and DELETE
-    /// the deleted part; aliased memory when the last slot that mapped it is gone and no reader can still use it through that
-    /// one. What has been mapped again by then is left out. All releases that are due come first. With this hook set, the
-    /// table gives up every slot's memory, at memslots_free what is left; who unmaps memory on his own leaves it NULL.
+    /// Host memory that no slot maps any more, in any address space, and that no reader can still use: the place to
+    /// munmap. Exact pieces of what one slot had: after a MERGE nothing, after a RESIZE that shrinks the tail, after
+    /// SPLIT and DELETE the deleted part; aliased memory when the last slot that mapped it is gone and no reader can
+    /// still use it through that one. What has been mapped again by then is left out. All releases that are due come
+    /// first. With this hook set, the table gives up every slot's memory, at memslots_free what is left; who unmaps
+    /// memory on his own leaves it NULL.
     pub unmap: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, hva: u64, size: u64)>,
 }
 

@@ -26,7 +26,8 @@ struct State {
 const _: () = assert!(size_of::<State>() <= size_of::<memslots_iter>());
 const _: () = assert!(align_of::<State>() <= align_of::<memslots_iter>());
 
-/// Begins a walk, or one that is over where there is no section or nothing to walk over: `walk` fills it in, or says so.
+/// Begins a walk, or one that is over where there is no section or nothing to walk over: `walk` fills it in, or says
+/// so.
 ///
 /// # Safety
 /// `iter` is NULL or the caller's; `reader` is NULL or live. `walk` is called in a section.
@@ -70,8 +71,8 @@ pub unsafe extern "C" fn memslots_iter_gfn(
     unsafe { begin(iter, reader, |reader, walk| reader.walk_gfn(as_id, Gfn(start)..Gfn(end), walk)) };
 }
 
-/// A walk over exactly the slots with a byte of host memory in [start, last], `last` inclusive, ascending by hva, then by id.
-/// Otherwise as memslots_iter_all.
+/// A walk over exactly the slots with a byte of host memory in [start, last], `last` inclusive, ascending by hva, then
+/// by id. Otherwise as memslots_iter_all.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_iter_hva(
     iter: *mut memslots_iter,
@@ -84,8 +85,8 @@ pub unsafe extern "C" fn memslots_iter_hva(
     unsafe { begin(iter, reader, |reader, walk| reader.walk_hva(as_id, Hva(start), Hva(last), walk)) };
 }
 
-/// The next slot, valid until the section ends; NULL at the end, and in another section than the walk began in. Never waits;
-/// the reader's thread.
+/// The next slot, valid until the section ends; NULL at the end, and in another section than the walk began in. Never
+/// waits; the reader's thread.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_iter_next(iter: *mut memslots_iter) -> *const Memslot {
     // SAFETY: NULL, or begun by one of the above.

@@ -2,9 +2,9 @@
 //! The C boundary: raw pointers in, checked and converted; `Result` out as a negative errno.
 //!
 //! No decisions are made here, and nothing here knows how anything works. One file for each noun of the header, which
-//! cbindgen makes of these files. A NULL where an object must be is `-EINVAL` (NULL or 0 where there is no error value); a
-//! panic becomes `-ENOTRECOVERABLE`, and poisons the table where it was inside an update. The lookups have no panic
-//! in them, and would end the process before one reached C.
+//! cbindgen makes of these files. A NULL where an object must be is `-EINVAL` (NULL or 0 where there is no error
+//! value); a panic becomes `-ENOTRECOVERABLE`, and poisons the table where it was inside an update. The lookups have no
+//! panic in them, and would end the process before one reached C.
 
 // C names are C's, and what is public here is so to C.
 #![allow(non_camel_case_types, unreachable_pub, dead_code, clippy::enum_variant_names)]
@@ -59,8 +59,8 @@ pub enum memslots_access {
 /// What an update does to a slot. The first four are the kernel's `enum kvm_mr_change`.
 #[repr(C)]
 pub enum memslots_change_kind {
-    /// A new slot. `old_slot` is NULL, but where the slot was cut out of another that was there before and this is no SPLIT: then
-    /// it is that one, as it was.
+    /// A new slot. `old_slot` is NULL, but where the slot was cut out of another that was there before and this is no
+    /// SPLIT: then it is that one, as it was.
     MEMSLOTS_CREATE = 0,
     /// The slot ends: `new_slot` is NULL.
     MEMSLOTS_DELETE = 1,

@@ -10,23 +10,23 @@ use std::ffi::c_int;
 /// One call of KVM_SET_USER_MEMORY_REGION2.
 #[repr(C)]
 pub struct memslots_plan_step {
-    /// What to call it with; a size of 0 deletes. For vhost-user and VFIO: what to add or to remove (where it deletes, gpa and
-    /// hva are still the slot's).
+    /// What to call it with; a size of 0 deletes. For vhost-user and VFIO: what to add or to remove (where it deletes,
+    /// gpa and hva are still the slot's).
     pub region: Region,
     /// MEMSLOTS_CREATE, _DELETE, _MOVE or _FLAGS_ONLY.
     pub kind: u32,
-    /// 1: frames that have memory before and after the whole list lose it with this call, and get it back with a later one; a
-    /// running vCPU would see that.
+    /// 1: frames that have memory before and after the whole list lose it with this call, and get it back with a later
+    /// one; a running vCPU would see that.
     pub gap: u32,
 }
 
-/// The calls that lead from one table to another, each a list of regions in any order, such that the kernel accepts them one
-/// after the other. One call a slot that differs, two where its size or hva do; and one more for a circle of slots that
-/// exchange places, which needs a delete (circles that share slots may take one more than the least). `*nr_steps` is their
-/// number.
+/// The calls that lead from one table to another, each a list of regions in any order, such that the kernel accepts
+/// them one after the other. One call a slot that differs, two where its size or hva do; and one more for a circle of
+/// slots that exchange places, which needs a delete (circles that share slots may take one more than the least).
+/// `*nr_steps` is their number.
 ///
-/// Pure; does not block; any thread. Errors: -EINVAL (NULL; a list in which an id or a frame comes twice, or a size is 0),
-/// -ERANGE (there are more than `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
+/// Pure; does not block; any thread. Errors: -EINVAL (NULL; a list in which an id or a frame comes twice, or a size is
+/// 0), -ERANGE (there are more than `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_plan(
     from: *const Region,

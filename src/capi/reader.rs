@@ -74,8 +74,8 @@ fn pointer(slot: Option<&Memslot>) -> *const Memslot {
     slot.map_or(null(), std::ptr::from_ref)
 }
 
-/// Makes a reader, for one thread at a time. Waits for other threads that make or free one, no longer; any thread. On success
-/// `*out` is the reader, until memslots_reader_free. It may outlive the table, and finds nothing then.
+/// Makes a reader, for one thread at a time. Waits for other threads that make or free one, no longer; any thread. On
+/// success `*out` is the reader, until memslots_reader_free. It may outlive the table, and finds nothing then.
 ///
 /// Errors: -EINVAL (NULL), -ENOMEM, -EDEADLK (in a release hook that memslots_free runs).
 #[no_mangle]
@@ -93,8 +93,8 @@ pub unsafe extern "C" fn memslots_reader_new(table: *mut memslots, out: *mut *mu
     })
 }
 
-/// Frees a reader, and ends its section where one is open. NULL: nothing happens. Blocking as memslots_reader_new; whichever
-/// thread uses it.
+/// Frees a reader, and ends its section where one is open. NULL: nothing happens. Blocking as memslots_reader_new;
+/// whichever thread uses it.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_reader_free(reader: *mut Reader) {
     if !reader.is_null() {
@@ -103,9 +103,9 @@ pub unsafe extern "C" fn memslots_reader_free(reader: *mut Reader) {
     }
 }
 
-/// Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts. Never
-/// waits; the reader's thread, on which the section also ends. Keep sections short: what was retired since one began cannot be
-/// freed until it ends.
+/// Opens a read-side section: what is found in it stays valid until it ends. Sections nest, and the outermost counts.
+/// Never waits; the reader's thread, on which the section also ends. Keep sections short: what was retired since one
+/// began cannot be freed until it ends.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_read_lock(reader: *mut Reader) {
     // SAFETY: the caller's reader, or NULL.
@@ -123,8 +123,8 @@ pub unsafe extern "C" fn memslots_read_unlock(reader: *mut Reader) {
     }
 }
 
-/// The slot that holds a frame, as of the newest publication; NULL where there is none, and outside of a section. A slot that
-/// is being deleted or moved is found at its old place with MEMSLOTS_INVALID set.
+/// The slot that holds a frame, as of the newest publication; NULL where there is none, and outside of a section. A
+/// slot that is being deleted or moved is found at its old place with MEMSLOTS_INVALID set.
 ///
 /// Never waits; the reader's thread. Valid until the section ends.
 #[no_mangle]
@@ -141,8 +141,8 @@ pub unsafe extern "C" fn memslots_find_gfn(reader: *mut Reader, as_id: u16, gfn:
     unsafe { reader.find_gfn(as_id, Gfn(gfn)) }.map_or(null(), |slot| slot.as_ptr())
 }
 
-/// As memslots_find_gfn; in a hole the slot below it, or the lowest slot where none is below. NULL only for an address space
-/// without slots, and outside of a section.
+/// As memslots_find_gfn; in a hole the slot below it, or the lowest slot where none is below. NULL only for an address
+/// space without slots, and outside of a section.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_find_gfn_approx(reader: *mut Reader, as_id: u16, gfn: u64) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
@@ -156,8 +156,8 @@ pub unsafe extern "C" fn memslots_find_id(reader: *mut Reader, as_id: u16, id: u
     unsafe { section(reader) }.map_or(null(), |section| pointer(section.find_id(as_id, id)))
 }
 
-/// The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id. NULL where there is
-/// none, and outside of a section. Threads and validity as memslots_find_gfn.
+/// The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id. NULL where
+/// there is none, and outside of a section. Threads and validity as memslots_find_gfn.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_find_hva(reader: *mut Reader, as_id: u16, hva: u64) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
@@ -166,13 +166,13 @@ pub unsafe extern "C" fn memslots_find_hva(reader: *mut Reader, as_id: u16, hva:
     unsafe { reader.find_hva(as_id, Hva(hva)) }.map_or(null(), |slot| slot.as_ptr())
 }
 
-/// Where a guest physical address is in this process. `access` is MEMSLOTS_READ or MEMSLOTS_WRITE; `*len_left`, where not NULL,
-/// becomes the bytes from `gpa` to the end of its slot. Nothing is written on failure. The computation forms no address
-/// outside of the slot, not even on a mispredicted path.
+/// Where a guest physical address is in this process. `access` is MEMSLOTS_READ or MEMSLOTS_WRITE; `*len_left`, where
+/// not NULL, becomes the bytes from `gpa` to the end of its slot. Nothing is written on failure. The computation forms
+/// no address outside of the slot, not even on a mispredicted path.
 ///
-/// Never waits; the reader's thread. Valid until the section ends. Errors: -ENOENT (a hole), -EAGAIN (the slot is INVALID: try
-/// again, it is going or moving), -EROFS (a write to a READONLY slot), -EPERM (outside of a section), -EINVAL (NULL, another
-/// `access`, no such address space).
+/// Never waits; the reader's thread. Valid until the section ends. Errors: -ENOENT (a hole), -EAGAIN (the slot is
+/// INVALID: try again, it is going or moving), -EROFS (a write to a READONLY slot), -EPERM (outside of a section),
+/// -EINVAL (NULL, another `access`, no such address space).
 #[no_mangle]
 pub unsafe extern "C" fn memslots_gpa_to_hva(
     reader: *mut Reader,
@@ -202,8 +202,8 @@ pub unsafe extern "C" fn memslots_gpa_to_hva(
 
 /// The guest physical address of a byte of host memory, by the slot that memslots_find_hva finds.
 ///
-/// Never waits; the reader's thread. Errors: -ENOENT (no slot has it), -EPERM (outside of a section), -EINVAL (NULL, no such
-/// address space).
+/// Never waits; the reader's thread. Errors: -ENOENT (no slot has it), -EPERM (outside of a section), -EINVAL (NULL, no
+/// such address space).
 #[no_mangle]
 pub unsafe extern "C" fn memslots_hva_to_gpa(reader: *mut Reader, as_id: u16, hva: u64, gpa: *mut u64) -> c_int {
     lookup(|| {
@@ -219,9 +219,9 @@ pub unsafe extern "C" fn memslots_hva_to_gpa(reader: *mut Reader, as_id: u16, hv
     })
 }
 
-/// The generation of an address space, as of the newest publication: i + k * n for space i of n; another content, another
-/// value (Linux, virt/kvm/kvm_main.c). 0 for NULL and for a space that is not there. Never waits; the reader's thread, in a
-/// section or not.
+/// The generation of an address space, as of the newest publication: i + k * n for space i of n; another content,
+/// another value (Linux, virt/kvm/kvm_main.c). 0 for NULL and for a space that is not there. Never waits; the reader's
+/// thread, in a section or not.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_generation(reader: *const Reader, as_id: u16) -> u64 {
     // SAFETY: the caller's reader, or NULL.
@@ -242,8 +242,9 @@ pub unsafe extern "C" fn memslots_npages(reader: *const Reader, as_id: u16) -> u
     unsafe { reader.as_ref() }.map_or(0, |reader| reader.lock().npages(as_id))
 }
 
-/// The slots of an address space as regions, ascending by gfn: the first `capacity` of them. Returns how many there are; 0 for
-/// NULL, and for a space that is not there. Never waits; the reader's thread, in a section or not. What memslots_plan takes.
+/// The slots of an address space as regions, ascending by gfn: the first `capacity` of them. Returns how many there
+/// are; 0 for NULL, and for a space that is not there. Never waits; the reader's thread, in a section or not. What
+/// memslots_plan takes.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_get_regions(
     reader: *mut Reader,
@@ -263,12 +264,12 @@ pub unsafe extern "C" fn memslots_get_regions(
     })
 }
 
-/// Looks a range of guest memory up, `len` bytes from `gpa`, for a device that will come back to it. `access` is MEMSLOTS_READ or
-/// MEMSLOTS_WRITE. The cache is for readers of this table only.
+/// Looks a range of guest memory up, `len` bytes from `gpa`, for a device that will come back to it. `access` is
+/// MEMSLOTS_READ or MEMSLOTS_WRITE. The cache is for readers of this table only.
 ///
-/// Never waits; the reader's thread. Errors: -ERANGE (not within one slot), -ENOENT (a hole), -EAGAIN (INVALID), -EROFS, -EPERM
-/// (outside of a section), -EINVAL (NULL, another `access`, no such address space, an empty range or one that wraps). On an
-/// error the cache is as it was.
+/// Never waits; the reader's thread. Errors: -ERANGE (not within one slot), -ENOENT (a hole), -EAGAIN (INVALID),
+/// -EROFS, -EPERM (outside of a section), -EINVAL (NULL, another `access`, no such address space, an empty range or one
+/// that wraps). On an error the cache is as it was.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_hva_cache_init(
     cache: *mut memslots_hva_cache,

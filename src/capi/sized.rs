@@ -2,8 +2,8 @@
 //! The structs that begin with their size, so that they can grow and older programs keep working.
 //!
 //! One convention for all of them. **What a caller gives** is read as the kernel reads extensible structs
-//! (`copy_struct_from_user`): smaller than the first version is `EINVAL`, fields that are missing have their defaults, and
-//! bytes that this library does not know must be zero, or else the caller asks for something that it would not get:
+//! (`copy_struct_from_user`): smaller than the first version is `EINVAL`, fields that are missing have their defaults,
+//! and bytes that this library does not know must be zero, or else the caller asks for something that it would not get:
 //! `E2BIG`. **What a caller is given** is as much as there is room for, and its size field says how much that is.
 //!
 //! A field that is added goes to the end, never into padding: an older program leaves anything there.
@@ -12,8 +12,8 @@ use crate::error::{Errno, Result};
 use std::mem::{align_of, size_of};
 use std::slice::from_raw_parts;
 
-/// The largest struct that is looked through for zeros. What claims to be larger is no struct, but something else where the
-/// size should be, such as the hook that version 0.1 had there.
+/// The largest struct that is looked through for zeros. What claims to be larger is no struct, but something else where
+/// the size should be, such as the hook that version 0.1 had there.
 const LARGEST: usize = 4096;
 
 /// A struct that a caller gives.
@@ -34,8 +34,8 @@ pub(super) unsafe trait Input: Copy {
 /// `repr(C)`; the first field is the `usize` that is its size.
 pub(super) unsafe trait Output {}
 
-/// What a caller gave, with the defaults for what it does not know; None for NULL. A field of which only a part is there
-/// counts as missing.
+/// What a caller gave, with the defaults for what it does not know; None for NULL. A field of which only a part is
+/// there counts as missing.
 ///
 /// # Safety
 /// NULL, or as many bytes as the size in it says, though no more than `LARGEST` of them need be there.

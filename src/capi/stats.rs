@@ -64,24 +64,24 @@ pub unsafe extern "C" fn memslots_reclaim(table: *mut memslots) -> usize {
     value(0, || unsafe { given(table) }.map_or(0, |table| table.table.reclaim()))
 }
 
-/// Waits until every read-side section that is open now has ended, and runs what was due. From inside a section or an update
-/// of this thread it would wait for ever: it returns at once then. Any thread.
+/// Waits until every read-side section that is open now has ended, and runs what was due. From inside a section or an
+/// update of this thread it would wait for ever: it returns at once then. Any thread.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_synchronize(table: *mut memslots) {
     // SAFETY: the caller's table, or NULL.
     unsafe { memslots_try_synchronize(table) };
 }
 
-/// As memslots_synchronize, and says so: -EDEADLK where this thread is in a section or inside an update of this table. Also
-/// -EINVAL (NULL), -ENOTRECOVERABLE.
+/// As memslots_synchronize, and says so: -EDEADLK where this thread is in a section or inside an update of this table.
+/// Also -EINVAL (NULL), -ENOTRECOVERABLE.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_try_synchronize(table: *mut memslots) -> c_int {
     // SAFETY: the caller's table, or NULL.
     answer(|| unsafe { given(table) }?.table.synchronize())
 }
 
-/// Writes where the table stands, as the last update left it: as much as the caller's struct, of `size` bytes, has room for.
-/// Does not wait for updates; any thread, in hooks too.
+/// Writes where the table stands, as the last update left it: as much as the caller's struct, of `size` bytes, has room
+/// for. Does not wait for updates; any thread, in hooks too.
 ///
 /// Errors: -EINVAL (NULL, a size that has no room for the size).
 #[no_mangle]
@@ -126,8 +126,8 @@ pub unsafe extern "C" fn memslots_get_stats(table: *mut memslots, stats: *mut me
     })
 }
 
-/// Writes what the reader did, as memslots_get_stats does. Never waits; the reader's thread. Errors: -EINVAL (NULL, a size that
-/// has no room for the size).
+/// Writes what the reader did, as memslots_get_stats does. Never waits; the reader's thread. Errors: -EINVAL (NULL, a
+/// size that has no room for the size).
 #[no_mangle]
 pub unsafe extern "C" fn memslots_reader_get_stats(
     reader: *const Reader,
@@ -143,8 +143,8 @@ pub unsafe extern "C" fn memslots_reader_get_stats(
     })
 }
 
-/// Writes the table for a person to `fd`, a line a slot. Waits for other threads' updates, and updates then wait for the
-/// write; any thread. Errors: -EINVAL (NULL), what write() fails with, -EDEADLK (inside an update of this thread),
+/// Writes the table for a person to `fd`, a line a slot. Waits for other threads' updates, and updates then wait for
+/// the write; any thread. Errors: -EINVAL (NULL), what write() fails with, -EDEADLK (inside an update of this thread),
 /// -ENOTRECOVERABLE.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_dump(table: *mut memslots, fd: c_int) -> c_int {

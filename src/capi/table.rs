@@ -25,8 +25,8 @@ const _: () = assert!(align_of::<memslots>() == BLOCK && size_of::<memslots>() =
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct memslots_config {
-    /// sizeof(struct memslots_config), so that it can grow. The fields up to `ctx` must be there; those after it that are
-    /// not have their defaults. Bytes beyond what the library knows must be zero.
+    /// sizeof(struct memslots_config), so that it can grow. The fields up to `ctx` must be there; those after it that
+    /// are not have their defaults. Bytes beyond what the library knows must be zero.
     pub size: usize,
     /// 1 to 64; default 1.
     pub nr_address_spaces: u32,
@@ -36,17 +36,18 @@ pub struct memslots_config {
     pub page_shift: u32,
     /// What the real KVM would take; other flags are -EINVAL. Default: all three.
     pub supported_flags: u32,
-    /// 0: an update returns once it is published. 1: as KVM's ioctl does, once no reader is left that could still use what was
-    /// before.
+    /// 0: an update returns once it is published. 1: as KVM's ioctl does, once no reader is left that could still use
+    /// what was before.
     pub sync: u32,
     /// NULL: no hooks. Copied.
     pub ops: *const memslots_ops,
     /// Given to every hook.
     pub ctx: *mut c_void,
-    /// Where usable host addresses end, in bytes. Default on x86-64: 2^47 - 4096, the kernel's with four-level page tables;
-    /// elsewhere none.
+    /// Where usable host addresses end, in bytes. Default on x86-64: 2^47 - 4096, the kernel's with four-level page
+    /// tables; elsewhere none.
     pub hva_limit: u64,
-    /// Bits of a guest physical address: more than page_shift, up to 64; default 52. KVM refuses slots beyond the host's.
+    /// Bits of a guest physical address: more than page_shift, up to 64; default 52. KVM refuses slots beyond the
+    /// host's.
     pub gpa_bits: u32,
     /// Bytes of garbage past which an update waits for readers, as with sync; 0, the default: none.
     pub max_garbage: usize,
@@ -109,16 +110,17 @@ fn host_page_shift() -> u32 {
 
 /// Fills in the defaults, and the size. Does not block; any thread. NULL: nothing happens.
 ///
-/// In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a program
-/// built with an older header is not written beyond its struct. The function fills in the struct of version 0.2.0.
+/// In C this is a macro that passes the size of the caller's struct along (memslots_config_init_sized), so that a
+/// program built with an older header is not written beyond its struct. The function fills in the struct of version
+/// 0.2.0.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_config_init(config: *mut memslots_config) {
     // SAFETY: the caller's struct, of at least this size.
     unsafe { memslots_config_init_sized(config, FIRST_CONFIG) };
 }
 
-/// Fills in the defaults of as much of the struct as there is in `size` bytes, zero for what is beyond the library's, and the
-/// size. Otherwise as memslots_config_init. Where there is no room for the fields up to `ctx`, nothing happens.
+/// Fills in the defaults of as much of the struct as there is in `size` bytes, zero for what is beyond the library's,
+/// and the size. Otherwise as memslots_config_init. Where there is no room for the fields up to `ctx`, nothing happens.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_config_init_sized(config: *mut memslots_config, size: usize) {
     // SAFETY: the caller says that so many bytes are there.
@@ -128,8 +130,8 @@ pub unsafe extern "C" fn memslots_config_init_sized(config: *mut memslots_config
 /// Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
 /// memslots_free.
 ///
-/// Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`), -E2BIG
-/// (a size above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
+/// Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`),
+/// -E2BIG (a size above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut *mut memslots) -> c_int {
     answer(|| {
@@ -146,13 +148,13 @@ pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut 
     })
 }
 
-/// Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and frees
-/// everything. NULL, and from inside a hook of the table: nothing happens. No other thread may be inside an update, or begin
-/// one.
+/// Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and
+/// frees everything. NULL, and from inside a hook of the table: nothing happens. No other thread may be inside an
+/// update, or begin one.
 ///
-/// Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a section,
-/// this waits for it to end. From inside a section of the calling thread everything, releases included, is put off until the
-/// last reader is freed, and readers find the slots until then.
+/// Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a
+/// section, this waits for it to end. From inside a section of the calling thread everything, releases included, is put
+/// off until the last reader is freed, and readers find the slots until then.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_free(table: *mut memslots) {
     // SAFETY: the caller's table, or NULL.
@@ -166,26 +168,27 @@ pub unsafe extern "C" fn memslots_free(table: *mut memslots) {
     });
 }
 
-/// Begins to repeat every committed change on a real VM, through KVM_SET_USER_MEMORY_REGION2 (or the first form where the
-/// kernel lacks it), in an order that the kernel accepts. Where the kernel refuses one, what was made is undone, the table
-/// stays as it was, and the kernel's errno comes out. Slots that exist are registered first. `vm_fd` stays the caller's and must
-/// stay open; -1 detaches, and the VM keeps the slots that it has.
+/// Begins to repeat every committed change on a real VM, through KVM_SET_USER_MEMORY_REGION2 (or the first form where
+/// the kernel lacks it), in an order that the kernel accepts. Where the kernel refuses one, what was made is undone,
+/// the table stays as it was, and the kernel's errno comes out. Slots that exist are registered first. `vm_fd` stays
+/// the caller's and must stay open; -1 detaches, and the VM keeps the slots that it has.
 ///
 /// An undo that the kernel refuses too leaves the VM out of step: memslots_get_stats counts it, memslots_dump names it.
 ///
-/// Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EBADF, -ENOTTY (no VM), the kernel's for a slot that
-/// exists (then none of them is left there), -ENOMEM, -EDEADLK (inside an update of this thread), -ENOTRECOVERABLE.
+/// Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EBADF, -ENOTTY (no VM), the kernel's for a
+/// slot that exists (then none of them is left there), -ENOMEM, -EDEADLK (inside an update of this thread),
+/// -ENOTRECOVERABLE.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_attach_kvm(table: *mut memslots, vm_fd: c_int) -> c_int {
     // SAFETY: a table of the caller's, or NULL.
     answer(|| unsafe { given(table) }?.table.attach_kvm(vm_fd))
 }
 
-/// Begins to write every change to `fd`, one readable line each, preceded by lines that make the slots that exist. The lines
-/// are what `memslots-replay` plays. `fd` stays the caller's; when it cannot be written to, the trace ends.
+/// Begins to write every change to `fd`, one readable line each, preceded by lines that make the slots that exist. The
+/// lines are what `memslots-replay` plays. `fd` stays the caller's; when it cannot be written to, the trace ends.
 ///
-/// Waits for other threads' updates, and updates then wait for the write; any thread. Errors: -EINVAL (NULL), -EBADF, -EDEADLK
-/// (inside an update of this thread), -ENOTRECOVERABLE.
+/// Waits for other threads' updates, and updates then wait for the write; any thread. Errors: -EINVAL (NULL), -EBADF,
+/// -EDEADLK (inside an update of this thread), -ENOTRECOVERABLE.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_trace_start(table: *mut memslots, fd: c_int) -> c_int {
     // SAFETY: a table of the caller's, or NULL.

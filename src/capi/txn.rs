@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Transactions. A handle is one of many addresses in the table's own block of memory, of which nothing but the address is
-//! used: so it costs nothing, and one that has ended is noticed, also while a newer one is open.
+//! Transactions. A handle is one of many addresses in the table's own block of memory, of which nothing but the address
+//! is used: so it costs nothing, and one that has ended is noticed, also while a newer one is open.
 
 use super::plan::memslots_plan_step;
 use super::table::memslots;
@@ -62,8 +62,9 @@ impl Transactions {
         table.is_updating() && self.open.try_borrow().map_or(true, |open| open.is_none())
     }
 
-    /// Aborts the transaction that is open, whoever began it: at the end of the table no other thread is in an update, so that
-    /// one that has a transaction open is gone. Where the process forked in the middle of a call, it is left as it is.
+    /// Aborts the transaction that is open, whoever began it: at the end of the table no other thread is in an update,
+    /// so that one that has a transaction open is gone. Where the process forked in the middle of a call, it is left as
+    /// it is.
     pub(super) fn end(&self, table: &Memslots) {
         let Ok(mut open) = self.open.try_borrow_mut() else { return };
         if let Some(Open { txn, .. }) = open.take() {
@@ -119,11 +120,12 @@ unsafe fn take(txn: *const memslots_txn) -> Result<Transaction<'static>> {
     }
 }
 
-/// Begins a transaction. It holds the update lock until it is committed or aborted, and belongs to the calling thread: on
-/// another one, and after its end, every call on it is -EINVAL. Readers see nothing of it.
+/// Begins a transaction. It holds the update lock until it is committed or aborted, and belongs to the calling thread:
+/// on another one, and after its end, every call on it is -EINVAL. Readers see nothing of it.
 ///
-/// Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EDEADLK (this thread has one open on this table, is
-/// inside a hook of it, or is in a section that another thread's update waits for), -ENOMEM, -ENOTRECOVERABLE.
+/// Waits for other threads' updates; any thread. Errors: -EINVAL (NULL), -EDEADLK (this thread has one open on this
+/// table, is inside a hook of it, or is in a section that another thread's update waits for), -ENOMEM,
+/// -ENOTRECOVERABLE.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_begin(table: *mut memslots, out: *mut *mut memslots_txn) -> c_int {
     answer(|| {
@@ -139,12 +141,12 @@ pub unsafe extern "C" fn memslots_txn_begin(table: *mut memslots, out: *mut *mut
     })
 }
 
-/// As memslots_set_region, in a transaction: checked at once against what its earlier changes leave. An error leaves the
-/// transaction as it was. Several changes of one slot come to one, or to nothing; a slot created and deleted in one
+/// As memslots_set_region, in a transaction: checked at once against what its earlier changes leave. An error leaves
+/// the transaction as it was. Several changes of one slot come to one, or to nothing; a slot created and deleted in one
 /// transaction never was.
 ///
-/// Does not block; the thread that began the transaction. Errors: as memslots_set_region, and -EINVAL (not open, or another
-/// thread's).
+/// Does not block; the thread that began the transaction. Errors: as memslots_set_region, and -EINVAL (not open, or
+/// another thread's).
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_set_region(
     txn: *mut memslots_txn,
@@ -175,7 +177,8 @@ pub unsafe extern "C" fn memslots_txn_delete(txn: *mut memslots_txn, as_id: u16,
     answer(|| unsafe { with(txn, |txn| txn.delete(as_id, id)) })
 }
 
-/// As memslots_move, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of memslots_move.
+/// As memslots_move, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
+/// memslots_move.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_move(txn: *mut memslots_txn, as_id: u16, id: u16, new_gpa: u64) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
@@ -190,13 +193,13 @@ pub unsafe extern "C" fn memslots_txn_set_flags(txn: *mut memslots_txn, as_id: u
     answer(|| unsafe { with(txn, |txn| txn.set_flags(as_id, id, flags)) })
 }
 
-/// Cuts a slot in two at `at_gpa` (bytes). The lower part keeps id and opaque; the upper gets `new_id`, or the lowest free
-/// one for MEMSLOTS_ID_ANY, and `opaque`. Gives the upper part's id. Both back the frames that the one did: readers see
-/// no gap. Hooks are told of a RESIZE of the slot and a SPLIT from it.
+/// Cuts a slot in two at `at_gpa` (bytes). The lower part keeps id and opaque; the upper gets `new_id`, or the lowest
+/// free one for MEMSLOTS_ID_ANY, and `opaque`. Gives the upper part's id. Both back the frames that the one did:
+/// readers see no gap. Hooks are told of a RESIZE of the slot and a SPLIT from it.
 ///
-/// Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open, `at_gpa` no
-/// page boundary strictly inside the slot, a slot with a guest_memfd, an id beyond the last), -EEXIST (the id is taken),
-/// -ENOSPC (none is free), -ENOMEM.
+/// Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open,
+/// `at_gpa` no page boundary strictly inside the slot, a slot with a guest_memfd, an id beyond the last), -EEXIST (the
+/// id is taken), -ENOSPC (none is free), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_split(
     txn: *mut memslots_txn,
@@ -210,30 +213,31 @@ pub unsafe extern "C" fn memslots_txn_split(
     answer(|| unsafe { with(txn, |txn| txn.split(as_id, id, Gpa(at_gpa), new_id, opaque)) })
 }
 
-/// Makes one slot of two: `upper_id` follows `lower_id` in guest and in host memory, with the same flags. The lower keeps id
-/// and opaque; the upper one's life ends. Readers see no gap. Hooks are told of a RESIZE of the lower and a MERGE of the upper.
+/// Makes one slot of two: `upper_id` follows `lower_id` in guest and in host memory, with the same flags. The lower
+/// keeps id and opaque; the upper one's life ends. Readers see no gap. Hooks are told of a RESIZE of the lower and a
+/// MERGE of the upper.
 ///
-/// Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open, they do not
-/// follow each other, other flags, a guest_memfd, more than 2^31 - 1 pages together), -ENOMEM.
+/// Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open,
+/// they do not follow each other, other flags, a guest_memfd, more than 2^31 - 1 pages together), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_merge(txn: *mut memslots_txn, as_id: u16, lower_id: u16, upper_id: u16) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
     answer(|| unsafe { with(txn, |txn| txn.merge(as_id, lower_id, upper_id)) })
 }
 
-/// Gives a slot another size, in bytes. It keeps first frame, hva, flags, id and opaque; readers see the old size or the new
-/// one. Hooks are told of a RESIZE (and `flush` is called first where it gives up frames).
+/// Gives a slot another size, in bytes. It keeps first frame, hva, flags, id and opaque; readers see the old size or
+/// the new one. Hooks are told of a RESIZE (and `flush` is called first where it gives up frames).
 ///
-/// Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EEXIST (overlaps another slot),
-/// -EINVAL (NULL, not open, size 0, alignment, range, a slot with a guest_memfd), -ENOMEM.
+/// Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EEXIST (overlaps another
+/// slot), -EINVAL (NULL, not open, size 0, alignment, range, a slot with a guest_memfd), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_resize(txn: *mut memslots_txn, as_id: u16, id: u16, new_size: u64) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
     answer(|| unsafe { with(txn, |txn| txn.resize(as_id, id, new_size)) })
 }
 
-/// The slot that holds a frame as the transaction's changes leave it; NULL where there is none. Valid until the next call on
-/// the transaction. Does not block; the thread that began the transaction.
+/// The slot that holds a frame as the transaction's changes leave it; NULL where there is none. Valid until the next
+/// call on the transaction. Does not block; the thread that began the transaction.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_find_gfn(txn: *const memslots_txn, as_id: u16, gfn: u64) -> *const Memslot {
     value(null(), || {
@@ -245,8 +249,8 @@ pub unsafe extern "C" fn memslots_txn_find_gfn(txn: *const memslots_txn, as_id: 
 
 /// The calls of KVM_SET_USER_MEMORY_REGION that would make the transaction's changes; see memslots_plan.
 ///
-/// Does not block; the thread that began the transaction. Errors: -EINVAL (NULL, not open), -ERANGE (there are more than
-/// `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
+/// Does not block; the thread that began the transaction. Errors: -EINVAL (NULL, not open), -ERANGE (there are more
+/// than `capacity`: `*nr_steps` says how many, and nothing else is written), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_plan(
     txn: *const memslots_txn,
@@ -261,21 +265,21 @@ pub unsafe extern "C" fn memslots_txn_plan(
     })
 }
 
-/// Publishes a transaction's changes, all at once for every reader, and ends it: the handle is gone, success or not. At most
-/// two publications, whatever the number of changes: the INVALID phase, where there is a flush hook and something goes or
-/// moves, then the result. A hook that refuses rolls everything back, and its errno comes out.
+/// Publishes a transaction's changes, all at once for every reader, and ends it: the handle is gone, success or not. At
+/// most two publications, whatever the number of changes: the INVALID phase, where there is a flush hook and something
+/// goes or moves, then the result. A hook that refuses rolls everything back, and its errno comes out.
 ///
-/// Waits for readers where memslots_set_region does; the thread that began the transaction. Errors: -EINVAL (NULL, not open),
-/// -EDEADLK (it would wait for this thread's own section), -ENOMEM, a hook's or the VM's. Everything is as before then, but
-/// for two steps of the generation where the INVALID phase had begun.
+/// Waits for readers where memslots_set_region does; the thread that began the transaction. Errors: -EINVAL (NULL, not
+/// open), -EDEADLK (it would wait for this thread's own section), -ENOMEM, a hook's or the VM's. Everything is as
+/// before then, but for two steps of the generation where the INVALID phase had begun.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_commit(txn: *mut memslots_txn) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
     answer(|| unsafe { take(txn) }?.commit())
 }
 
-/// Throws a transaction's changes away and ends it. Does not block; the thread that began the transaction. NULL, one that
-/// has ended, or another thread's: nothing happens.
+/// Throws a transaction's changes away and ends it. Does not block; the thread that began the transaction. NULL, one
+/// that has ended, or another thread's: nothing happens.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_abort(txn: *mut memslots_txn) {
     // SAFETY: the caller's transaction, or NULL.

@@ -61,7 +61,8 @@ impl IdNode {
         NonNull::new(self.words[index].cast())
     }
 
-    /// To be asked of the node as it was, before it is copied: a load from what was stored a moment ago waits for the stores.
+    /// To be asked of the node as it was, before it is copied: a load from what was stored a moment ago waits for the
+    /// stores.
     fn census(&self) -> Census {
         Census { len: self.head.len, full: self.full }
     }

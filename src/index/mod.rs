@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Persistent indexes: range trees and id tables whose nodes are shared between one snapshot and the next.
 //!
-//! Does not know what a memslot means, nor how snapshots are published. An update copies each node on its path once, marks
-//! the copies with its stamp, and edits those in place from then on. The nodes that it replaced are only listed: readers may
-//! still be on them, so nobody writes to them until a grace period has passed (`epoch.rs`).
+//! Does not know what a memslot means, nor how snapshots are published. An update copies each node on its path once,
+//! marks the copies with its stamp, and edits those in place from then on. The nodes that it replaced are only listed:
+//! readers may still be on them, so nobody writes to them until a grace period has passed (`epoch.rs`).
 
 pub(crate) mod id_table;
 pub(crate) mod node;
@@ -18,8 +18,8 @@ use std::ptr::NonNull;
 #[repr(transparent)]
 pub(crate) struct Stamp(pub(crate) u64);
 
-/// The most objects that the change of one slot replaces: on each level of two trees a node and its neighbour, for an entry
-/// taken out and one put in, and the path in the id table.
+/// The most objects that the change of one slot replaces: on each level of two trees a node and its neighbour, for an
+/// entry taken out and one put in, and the path in the id table.
 pub(crate) const REPLACED_PER_EDIT: usize = 2 * 2 * 3 * range_tree::MAX_LEVELS + 4 * id_table::MAX_LEVELS;
 
 /// One update's right to change an index.
@@ -27,7 +27,8 @@ pub(crate) struct Editor<'a> {
     pub(crate) pool: &'a mut Pool,
     /// Nodes with this stamp were made by this update and nobody else can see them.
     pub(crate) stamp: Stamp,
-    /// Where replaced nodes are listed; there is room for `REPLACED_PER_EDIT` of them. None: they stay in use elsewhere.
+    /// Where replaced nodes are listed; there is room for `REPLACED_PER_EDIT` of them. None: they stay in use
+    /// elsewhere.
     pub(crate) replaced: Option<&'a mut Vec<Object>>,
 }
 
@@ -75,8 +76,8 @@ impl Editor<'_> {
         head.stamp == self.stamp
     }
 
-    /// Gives up an object that the working copy no longer refers to. One that this update made is freed at once, for no reader
-    /// has ever seen it; any other is listed as replaced.
+    /// Gives up an object that the working copy no longer refers to. One that this update made is freed at once, for no
+    /// reader has ever seen it; any other is listed as replaced.
     ///
     /// # Safety
     /// The object starts with a [`Head`], came from this editor's pool, and the working copy has let go of it.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory of one table: cache lines handed out in size classes from chunks that grow with the table.
 //!
-//! Only the updating thread is ever here. Knows nothing of what it hands out but the size. Memory comes back when no reader
-//! can see it any more (`epoch.rs`) and is handed out again while it is still warm.
+//! Only the updating thread is ever here. Knows nothing of what it hands out but the size. Memory comes back when no
+//! reader can see it any more (`epoch.rs`) and is handed out again while it is still warm.
 //!
 //! An update first calls [`Pool::reserve`], the one step that can fail; what it allocates then cannot. That is
 //! what makes a half-made update impossible.
@@ -202,7 +202,8 @@ impl Drop for Pool {
         debug_assert!(self.used == 0 || self.may_leak || std::thread::panicking(), "objects outlive their table");
         let mut chunk = self.chunks;
         while !chunk.is_null() {
-            // SAFETY: every chunk in the list was allocated by reserve() with this size; its link is read before it goes.
+            // SAFETY: every chunk in the list was allocated by reserve() with this size; its link is read before it
+            // goes.
             unsafe {
                 let Chunk { next, bytes } = chunk.read();
                 dealloc(chunk.cast(), chunk_layout(bytes));

@@ -8,7 +8,8 @@ use crate::error::{Errno, Result};
 use crate::published::settled;
 use crate::slot::{Access, Gpa, Hva};
 
-/// A range of guest memory that a device keeps coming back to, such as a ring: one compare while the table is what it was.
+/// A range of guest memory that a device keeps coming back to, such as a ring: one compare while the table is what it
+/// was.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HvaCache {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The last-used slot of a reader: by value, with the number of the publication that it came from.
 //!
-//! Knows the current publication's number; not how a slot is searched for. While the number is current, an access to the same
-//! slot is answered by one load and two compares. A miss in a hole leaves it alone, as in the kernel
+//! Knows the current publication's number; not how a slot is searched for. While the number is current, an access to
+//! the same slot is answered by one load and two compares. A miss in a hole leaves it alone, as in the kernel
 //! (`docs/kernel-semantics.md`, section 6).
 
 use super::lookup::SearchGfn;
@@ -19,7 +19,8 @@ use std::ptr::NonNull;
 pub(super) struct Hot {
     /// Its first word is the current publication's number.
     pub(super) current: *const Current,
-    /// Publication and address space that `slot` is of; see `key`. With `CLOSED` outside of a section; 0 before the first.
+    /// Publication and address space that `slot` is of; see `key`. With `CLOSED` outside of a section; 0 before the
+    /// first.
     pub(super) key: Cell<u64>,
     pub(super) base_gfn: Cell<u64>,
     pub(super) npages: Cell<u64>,
@@ -37,15 +38,15 @@ const _: () = {
     assert!(offset_of!(Hot, npages) == 24 && offset_of!(Hot, slot) == 32);
 };
 
-/// In a space of no more slots than this a search costs less than a mispredicted branch, and a random lookup is a hit often
-/// enough to be mispredicted: there, a slot counts as last used once it was found twice in a row.
+/// In a space of no more slots than this a search costs less than a mispredicted branch, and a random lookup is a hit
+/// often enough to be mispredicted: there, a slot counts as last used once it was found twice in a row.
 pub(super) const FEW: u32 = 16;
 
 /// In the last-used slot's key while no section is open: nothing hits then.
 pub(super) const CLOSED: u64 = 1 << 63;
 
-/// A publication's number and an address space in one: no other pair of a publication up to this one and a space has the
-/// same, nor does one with a space that there cannot be, since publications are a step apart.
+/// A publication's number and an address space in one: no other pair of a publication up to this one and a space has
+/// the same, nor does one with a space that there cannot be, since publications are a step apart.
 #[inline(always)]
 pub(super) fn key(seq: u64, as_id: u16) -> u64 {
     seq.wrapping_add(as_id as u64)

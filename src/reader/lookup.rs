@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Searches for what the last-used slot does not answer, compiled for each kind of processor.
 //!
-//! Knows snapshots; not sections. The search is compiled as one function from here on, so that all of it is for the processor.
+//! Knows snapshots; not sections. The search is compiled as one function from here on, so that all of it is for the
+//! processor.
 
 use super::last_used::{key, FEW};
 use super::walk::Walk;
@@ -15,18 +16,22 @@ use std::hint::select_unpredictable;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
+/// Where a walk is to stand.
+type Begun = MaybeUninit<Walk>;
+
 pub(super) type SearchGfn = unsafe extern "C" fn(&Reader, u16, Gfn) -> Option<NonNull<Memslot>>;
 
-/// What the last-used slot does not answer, compiled for one kind of processor. No reader is of a kind that its processor
-/// is not.
+/// What the last-used slot does not answer, compiled for one kind of processor. No reader is of a kind that its
+/// processor is not.
 pub(super) struct Searches {
     pub(super) gfn: SearchGfn,
     pub(super) hva: unsafe extern "C" fn(&Reader, u16, Hva) -> Option<NonNull<Memslot>>,
-    pub(super) walk_gfn: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut MaybeUninit<Walk>),
-    pub(super) walk_hva: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut MaybeUninit<Walk>),
+    pub(super) walk_gfn: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut Begun),
+    pub(super) walk_hva: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut Begun),
 }
 
-/// The searches of one kind of processor. Extern "C", so that they cannot unwind, and a hit in front of one needs no frame.
+/// The searches of one kind of processor. Extern "C", so that they cannot unwind, and a hit in front of one needs no
+/// frame.
 macro_rules! searches {
     ($module:ident, $lanes:ident $(, #[$feature:meta])?) => {
         mod $module {
@@ -47,13 +52,13 @@ macro_rules! searches {
             }
 
             $(#[$feature])?
-            unsafe extern "C" fn walk_gfn(reader: &Reader, as_id: u16, first: u64, last: u64, walk: &mut MaybeUninit<Walk>) {
+            unsafe extern "C" fn walk_gfn(reader: &Reader, as_id: u16, first: u64, last: u64, walk: &mut Begun) {
                 // SAFETY: the caller's promise; the processor is of this kind.
                 unsafe { reader.begin_walk(as_id, walk, false, |space| space.walk_gfn::<$lanes>(first, last)) }
             }
 
             $(#[$feature])?
-            unsafe extern "C" fn walk_hva(reader: &Reader, as_id: u16, first: u64, last: u64, walk: &mut MaybeUninit<Walk>) {
+            unsafe extern "C" fn walk_hva(reader: &Reader, as_id: u16, first: u64, last: u64, walk: &mut Begun) {
                 // SAFETY: the caller's promise; the processor is of this kind.
                 unsafe { reader.begin_walk(as_id, walk, true, |space| space.walk_hva::<$lanes>(first, last)) }
             }

@@ -74,8 +74,8 @@ impl Reader {
         Ok(Reader { hot, searches, sections: Cell::new(0), presence, guard: Cell::new(None), handle, shared })
     }
 
-    /// Opens a read-side section. What is found in it stays valid until it ends; sections nest, and the outermost counts.
-    /// Never waits.
+    /// Opens a read-side section. What is found in it stays valid until it ends; sections nest, and the outermost
+    /// counts. Never waits.
     #[inline]
     pub fn lock(&self) -> Section<'_> {
         self.enter();

@@ -11,7 +11,8 @@ use crate::snapshot::{PublishedRef, Space};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// An open read-side section. Every lookup sees the newest publication; what it finds stays valid until the section ends.
+/// An open read-side section. Every lookup sees the newest publication; what it finds stays valid until the section
+/// ends.
 pub struct Section<'r> {
     pub(super) reader: &'r Reader,
     pub(super) leave: bool,
@@ -48,7 +49,8 @@ impl<'r> Section<'r> {
         found.map(|slot| unsafe { slot.as_ref() })
     }
 
-    /// As `find_gfn`; in a hole the slot below it, or the lowest slot where none is below. None only for an empty space.
+    /// As `find_gfn`; in a hole the slot below it, or the lowest slot where none is below. None only for an empty
+    /// space.
     pub fn find_gfn_approx(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
         let published = self.published();
         // SAFETY: the section keeps the publication.
@@ -73,8 +75,8 @@ impl<'r> Section<'r> {
     /// Where a guest address is in this process, and how many bytes its slot goes on from there.
     ///
     /// # Errors
-    /// `ENOENT` in a hole, `EAGAIN` where the slot is being deleted or moved, `EROFS` for a write to a read-only slot, `EINVAL`
-    /// where there is no such address space.
+    /// `ENOENT` in a hole, `EAGAIN` where the slot is being deleted or moved, `EROFS` for a write to a read-only slot,
+    /// `EINVAL` where there is no such address space.
     #[inline]
     pub fn gpa_to_hva(&self, as_id: u16, gpa: Gpa, access: Access) -> Result<(Hva, u64)> {
         let shift = self.reader.page_shift();

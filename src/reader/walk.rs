@@ -38,8 +38,8 @@ impl Walk {
         }
     }
 
-    /// `next`, where the entry that comes next is not it. Out of line, and not to unwind, so that the common step needs no
-    /// frame.
+    /// `next`, where the entry that comes next is not it. Out of line, and not to unwind, so that the common step needs
+    /// no frame.
     ///
     /// # Safety
     /// As `next`.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A list of changes, all of which are made or none. One of creates for an address space without slots, as at the start of a
-//! VM, is built from sorted lists, which takes a fraction of the time that as many insertions take.
+//! A list of changes, all of which are made or none. One of creates for an address space without slots, as at the start
+//! of a VM, is built from sorted lists, which takes a fraction of the time that as many insertions take.
 //!
 //! Knows the rules and staging; not how an update is committed.
 
@@ -40,8 +40,8 @@ fn stage_each(
     Ok(staging)
 }
 
-/// Stages a list of creates for an empty address space. None where it is anything else, or would be refused: staging each by
-/// itself tells which and why.
+/// Stages a list of creates for an empty address space. None where it is anything else, or would be refused: staging
+/// each by itself tells which and why.
 fn build(
     lock: &mut Updating,
     regions: &[Region],

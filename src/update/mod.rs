@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Updates: single ones, lists, transactions, and the replacement of a whole address space.
 //!
-//! Knows the rules, working copies and journals; not C, nor how an update is committed. Each of them stages changes and gives
-//! what it has staged to `commit`.
+//! Knows the rules, working copies and journals; not C, nor how an update is committed. Each of them stages changes and
+//! gives what it has staged to `commit`.
 
 mod list;
 mod replace;

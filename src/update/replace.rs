@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The replacement of a whole address space by a list of regions, in any order.
 //!
-//! Knows the rules and staging; not how an update is committed. The new indexes are built beside the old ones: whatever is
-//! not taken over from the old space has ended.
+//! Knows the rules and staging; not how an update is committed. The new indexes are built beside the old ones: whatever
+//! is not taken over from the old space has ended.
 
 use super::staging::{Staging, NO_STEP};
 use crate::commit::calls;

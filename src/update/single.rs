@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A single update. Where there is nobody to ask and nothing to wait for, it is one edit of a working copy and one store;
-//! otherwise it is a transaction of one change.
+//! A single update. Where there is nobody to ask and nothing to wait for, it is one edit of a working copy and one
+//! store; otherwise it is a transaction of one change.
 //!
 //! Knows decisions and the update lock; not the rules that lead to a decision.
 

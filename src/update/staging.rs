@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Staging: changes to a working copy, with their journal.
 //!
-//! Knows decisions and how they are carried out; not which requests lead to them. Whatever can be allocated is reserved before
-//! a change begins, so that a refused change leaves no trace. Dropped, nothing has happened.
+//! Knows decisions and how they are carried out; not which requests lead to them. Whatever can be allocated is reserved
+//! before a change begins, so that a refused change leaves no trace. Dropped, nothing has happened.
 
 use crate::change::{Decision, Rules};
 use crate::commit::commit;

@@ -138,8 +138,8 @@ impl<'a> Transaction<'a> {
     /// Gives a slot another size, in bytes; it keeps its first frame, hva, flags and opaque.
     ///
     /// # Errors
-    /// `ENOENT`; `EEXIST` where another slot is; `EINVAL` for size 0, a size that `set_region` would refuse, and slots with
-    /// a guest_memfd; `ENOMEM`.
+    /// `ENOENT`; `EEXIST` where another slot is; `EINVAL` for size 0, a size that `set_region` would refuse, and slots
+    /// with a guest_memfd; `ENOMEM`.
     pub fn resize(&mut self, as_id: u16, id: u16, size: u64) -> Result<()> {
         let named = || Region { memory_size: size, ..trace::named(as_id, id) };
         self.traced(Op::Resize, named, |txn| {
@@ -170,8 +170,8 @@ impl<'a> Transaction<'a> {
         Ok(upper_id)
     }
 
-    /// Makes one slot of two neighbours, in guest and in host memory, with the same flags. The lower keeps id and opaque; the
-    /// upper one's life ends.
+    /// Makes one slot of two neighbours, in guest and in host memory, with the same flags. The lower keeps id and
+    /// opaque; the upper one's life ends.
     ///
     /// # Errors
     /// `ENOENT`; `EINVAL` where they are no such neighbours, or too large together; `ENOMEM`.
@@ -213,12 +213,13 @@ impl<'a> Transaction<'a> {
     // ---- the end ----
 
     /// Publishes the changes: all at once, for every reader. At most two publications, whatever their number: where a
-    /// `flush` hook is there and readers may have derived something from a slot that stops being true, first one that says so.
+    /// `flush` hook is there and readers may have derived something from a slot that stops being true, first one that
+    /// says so.
     ///
     /// # Errors
-    /// What a hook or the attached VM refused with; `EDEADLK` where it would have to wait for readers and this thread is in a
-    /// read-side section; `ENOMEM`. Everything is as before then, but for the generation: two steps where the first
-    /// publication was made, none otherwise.
+    /// What a hook or the attached VM refused with; `EDEADLK` where it would have to wait for readers and this thread
+    /// is in a read-side section; `ENOMEM`. Everything is as before then, but for the generation: two steps where the
+    /// first publication was made, none otherwise.
     pub fn commit(mut self) -> Result<()> {
         let Some(staging) = self.staging.take() else { return Ok(()) };
         staging.commit_traced(&mut self.lock).map_err(|refused| refused.errno)
