@@ -179,6 +179,7 @@ impl Look<'_> {
     fn space(&self, as_id: u16, space: &Space) -> Result<(), String> {
         let all: Vec<_> = self.section.iter(as_id).map(seen).collect();
         same(all, expected(space.all()), || format!("as {as_id}: all slots"))?;
+        self.regions(as_id, space)?;
         let sample = sample(space);
         for slot in &sample {
             self.around(as_id, slot, space)?;
@@ -189,6 +190,16 @@ impl Look<'_> {
             same(self.section.find_id(as_id, id).map(seen), wanted, || format!("as {as_id}: find_id({id})"))?;
         }
         self.ranges(as_id, space, &sample)
+    }
+
+    /// The slots as requests, and how many there are where there is no room for all.
+    fn regions(&self, as_id: u16, space: &Space) -> Result<(), String> {
+        let wanted: Vec<Region> =
+            space.all().iter().map(|slot| region(&slot.request(self.limits.page_shift))).collect();
+        let mut got = vec![Region::default(); wanted.len()];
+        let counts = (self.section.regions(as_id, &mut got), self.section.regions(as_id, &mut []));
+        same(counts, (wanted.len(), wanted.len()), || format!("as {as_id}: the number of regions"))?;
+        same(got, wanted, || format!("as {as_id}: regions"))
     }
 
     /// Lookups at a slot's edges and just past them.

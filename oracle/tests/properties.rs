@@ -186,8 +186,9 @@ fn lists() {
 #[test]
 fn lists_for_an_empty_table() {
     each_case("lists_for_an_empty_table", 512, |choose| {
-        let world = World::wide(Limits::default());
-        let (mut library, mut model) = (Library::new(&Limits::default()), Model::new(Limits::default()));
+        let limits = Limits { nr_address_spaces: 1 + choose.below(2) as u16, ..Limits::default() };
+        let world = World::wide(limits);
+        let (mut library, mut model) = (Library::new(&limits), Model::new(limits));
         let n = choose.one(&[3, 20, 57, 58, 300, 1700]);
         let creates = world.fill(choose.below(n) as u16).into_iter().filter_map(|op| match op {
             Op::Create(request) => Some(request),
