@@ -229,9 +229,21 @@ static void release(void *ctx, const struct memslot *gone)
     nr_released += gone->opaque == &nr_created;
 }
 
+// How often each page above HVA was given up.
+static unsigned char given_up[65536];
+
+static void unmap(void *ctx, uint64_t hva, uint64_t size)
+{
+    (void)ctx;
+    for (uint64_t page = (hva - HVA) / PAGE; size; page++, size -= PAGE)
+        given_up[page]++;
+}
+
 static const struct memslots_ops ops_without_flush = {MEMSLOTS_OPS_INIT, .release = release};
 static const struct memslots_ops ops_with_flush = {MEMSLOTS_OPS_INIT, .flush = flush,
                                                    .release = release};
+static const struct memslots_ops ops_with_unmap = {MEMSLOTS_OPS_INIT, .release = release,
+                                                   .unmap = unmap};
 
 // Until there is one: a call that makes an object says -ENOMEM or makes it.
 #define MAKE(object, call)                                                                         \
@@ -245,6 +257,14 @@ static const struct memslots_ops ops_with_flush = {MEMSLOTS_OPS_INIT, .flush = f
         }                                                                                          \
     } while (0)
 
+// The slots of apply_to_nothing() were there once: their pages are given up once.
+static void check_given_up(void)
+{
+    for (uint64_t i = 0; i < 100; i++)
+        for (uint64_t page = 0; page < 10; page++)
+            CHECK_EQ(given_up[50000 - 20 * i + page], 1);
+}
+
 static void scenario(const struct memslots_ops *ops)
 {
     struct memslots_config config = default_config();
@@ -253,6 +273,7 @@ static void scenario(const struct memslots_ops *ops)
     ms = NULL;
     reader = NULL;
     nr_created = nr_released = 0;
+    memset(given_up, 0, sizeof(given_up));
     MAKE(ms, memslots_new(&config, &ms));
     MAKE(reader, memslots_reader_new(ms, &reader));
     for (uint32_t i = 0; i < 45; i++)
@@ -266,9 +287,15 @@ static void scenario(const struct memslots_ops *ops)
     STEP(apply());
     STEP(memslots_replace_all(ms, 0, NULL, NULL, 0, NULL));
     STEP(apply_to_nothing());
-    memslots_synchronize(ms);
-    memslots_reader_free(reader);
+    STEP(memslots_try_synchronize(ms));
+    STEP(create(200, 60000, 10));
+    memslots_delete(ms, 0, 7); // something that is due when the table ends
     memslots_free(ms);
+    CHECK_EQ(nr_released, nr_created); // all of it, whatever malloc says, with a reader left
+    if (ops->unmap)
+        check_given_up();
+    CHECK_EQ(id_at(reader, 0, 60000), -1);
+    memslots_reader_free(reader);
     CHECK_EQ(nr_released, nr_created);
 }
 
@@ -302,6 +329,11 @@ static void every_allocation_with_the_invalid_phase(void)
     fail_each_in_turn(&ops_with_flush);
 }
 
+static void every_allocation_with_unmap(void)
+{
+    fail_each_in_turn(&ops_with_unmap);
+}
+
 int main(void)
 {
     static char buffer[BUFSIZ];
@@ -309,5 +341,6 @@ int main(void)
     setvbuf(stdout, buffer, _IOFBF, sizeof(buffer)); // or printf would allocate one
     RUN(every_allocation);
     RUN(every_allocation_with_the_invalid_phase);
+    RUN(every_allocation_with_unmap);
     return test_result();
 }

@@ -495,7 +495,7 @@ mod tests {
     #[test]
     fn no_stamp_makes_an_update_take_a_published_node_for_its_own() {
         let table = Memslots::new(Config::default()).unwrap();
-        let slots = if cfg!(miri) { 40 } else { 200 };
+        let slots = if cfg!(miri) { 10 } else { 200 };
         (0..slots).for_each(|id| table.set_region(&region(id), null_mut()).unwrap());
         for victim in [3, slots / 2] {
             let mut txn = table.begin().unwrap();
