@@ -572,3 +572,70 @@ impl<'a> PublishedRef<'a> {
         print
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::{object_of, Stamp};
+    use std::ptr::null_mut;
+
+    const PAGE_SHIFT: u32 = 12;
+    const SPACES: u32 = 3;
+
+    fn slot(id: u16, base_gfn: u64, npages: u64) -> Memslot {
+        let userspace_addr = (0x7000 + 16 * id as u64) << PAGE_SHIFT;
+        let (guest_memfd_offset, opaque, guest_memfd) = (0, null_mut(), -1);
+        Memslot { base_gfn, npages, userspace_addr, guest_memfd_offset, opaque, guest_memfd, flags: 0, id, as_id: 1 }
+    }
+
+    /// All questions about a slot that is there.
+    ///
+    /// # Safety
+    /// The space is alive.
+    unsafe fn assert_finds(space: &Space, slot: &Memslot) {
+        let (last, page) = (slot.base_gfn + slot.npages - 1, slot.userspace_addr >> PAGE_SHIFT);
+        // SAFETY: the caller's promise; the baseline is what every processor can do.
+        unsafe {
+            let record = space.find_id(slot.id).unwrap();
+            assert_eq!(record.as_ref().slot.base_gfn, slot.base_gfn);
+            let found = space.find_gfn::<Baseline>(Gfn(last)).unwrap();
+            assert_eq!((found.record, found.base_gfn, found.npages), (record, slot.base_gfn, slot.npages));
+            assert_eq!(space.find_gfn_approx(Gfn(last)), Some(record));
+            assert_eq!(space.find_hva_page::<Baseline>(page), Some(record));
+            assert_eq!(space.walk_gfn::<Baseline>(last, last).next(), Some(record.as_ptr().cast()));
+            assert_eq!(space.walk_hva::<Baseline>(page, page).next().map(|word| word.addr() as u16), Some(slot.id));
+        }
+    }
+
+    #[test]
+    fn a_copy_changes_and_the_base_does_not() {
+        let mut pool = Pool::new();
+        pool.reserve(1 << 20).unwrap();
+        let mut editor = Editor { pool: &mut pool, stamp: Stamp(1), replaced: None };
+        let base = Published::create(&mut editor, SPACES);
+        // SAFETY: alive, and not changed any more.
+        let work = Published::copy_of(&mut editor, unsafe { PublishedRef::new(base) });
+        let slots: Vec<_> = (0..60).map(|id| slot(id, id as u64 * 10, 4)).collect();
+        for slot in &slots {
+            let record = Record::create(editor.pool, editor.stamp, *slot);
+            // SAFETY: the copy is this test's alone, memory is reserved; ids and frames are free.
+            unsafe { Published::spaces_mut(work)[1].add(&mut editor, record, PAGE_SHIFT) };
+        }
+        // SAFETY: the base and the copy are alive, and do not change before they go; they share nothing.
+        unsafe {
+            let base_spaces = PublishedRef::new(base).spaces();
+            let [_, space, _] = PublishedRef::new(work).spaces() else { unreachable!("three spaces") };
+            slots.iter().for_each(|slot| assert_finds(space, slot));
+            assert_eq!((space.count, space.lowest_free_id()), (60, 60));
+            assert_eq!(PublishedRef::new(work).space(2).map(|space| (space.count, space.generation)), Some((0, 2)));
+            assert!(PublishedRef::new(work).space(3).is_none());
+            assert_eq!(base_spaces.iter().map(|space| space.count).sum::<u32>(), 0);
+            assert!(base_spaces[1].find_gfn::<Baseline>(Gfn(0)).is_none());
+            let all = |_: &Head| false;
+            space.for_each_record(&all, &mut |record| pool.free(Record::object(record)));
+            space.for_each_node(&all, &mut |node| pool.free(object_of(node)));
+            pool.free(object_of(base.cast()));
+            pool.free(object_of(work.cast()));
+        }
+    }
+}

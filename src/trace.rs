@@ -138,6 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri has no signals")]
     fn a_pipe_that_nobody_reads_is_an_errno() {
         let mut ends = [0; 2];
         // SAFETY: room for two; SIGPIPE ends the process, as it does unless one says otherwise (Rust's runtime does).
