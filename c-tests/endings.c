@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //
-// Threads that end where they should not, or are told to: in a section, with a transaction open, in the middle of a call. And
-// forks at such moments.
+// Threads that end where they should not, or are told to: in a section, with a transaction open, in the middle of a
+// call. And forks at such moments.
 
 #define _GNU_SOURCE
 #include "test.h"

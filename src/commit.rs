@@ -16,7 +16,6 @@
 use crate::cancel::NoCancel;
 use crate::error::{Errno, Refused, Result};
 use crate::hooks::{Change, Hooks};
-use crate::index::pool::Object;
 use crate::journal::{Journal, Outcome};
 use crate::ledger::Ledger;
 use crate::memory::try_box;
@@ -152,9 +151,7 @@ impl<'l, 'a> Commit<'l, 'a> {
     fn invalidate(&mut self) {
         let Some(phase) = &mut self.invalid else { return };
         let Some(view) = phase.view.take() else { return };
-        let writer = self.lock.writer();
-        writer.publications += 1;
-        phase.published = Some(view.publish(&self.lock.shared.current, &mut self.lock.writer().numbers));
+        phase.published = Some(self.lock.publish_beside(view));
         self.lock.wait_for_readers();
         for change in self.changes.iter().filter(|change| change.flushes) {
             let Some(slot) = change.old.map(|old| self.lock.slot(old)) else { continue };
@@ -211,9 +208,7 @@ impl<'l, 'a> Commit<'l, 'a> {
         drop(copy);
         if let Some(InvalidPhase { published: Some(view), mut again, spaces, .. }) = invalid.map(|phase| *phase) {
             bits(spaces).for_each(|as_id| again.add_to_generation(as_id, 2 * step));
-            let writer = lock.writer();
-            writer.publications += 1;
-            again.publish(&lock.shared.current, &mut lock.writer().numbers);
+            lock.publish_beside(again);
             retire_view(lock, view);
             // SAFETY: its nodes live on in what was published again; the root does not.
             unsafe { lock.writer().lane.retire(base) };
@@ -225,14 +220,12 @@ impl<'l, 'a> Commit<'l, 'a> {
     /// Stage 4.
     fn publish(mut self) {
         self.step_generations();
-        let base = self.copy.base_object();
         let Commit { lock, copy, journal, changes, invalid, waits, .. } = self;
-        lock.writer().publications += 1;
-        let publication = copy.publish(&lock.shared.current, &mut lock.writer().numbers);
+        lock.publish(copy);
         if let Some(view) = invalid.and_then(|phase| phase.published) {
             retire_view(lock, view);
         }
-        retire_base(lock, publication, base, &journal);
+        retire_records(lock, &journal);
         note_in_ledger(lock, &journal);
         lock.writer().entries = journal.into_memory();
         // As the kernel does it: with sync, no reader is left with the old state when the commit hooks run.
@@ -256,7 +249,7 @@ impl<'l, 'a> Commit<'l, 'a> {
 
 impl InvalidPhase {
     fn new(lock: &Updating, changes: &[Outcome]) -> Result<Box<InvalidPhase>> {
-        let (mut view, again) = (lock.begin_copy()?, lock.begin_copy()?);
+        let (mut view, again) = (lock.begin_beside()?, lock.begin_beside()?);
         let mut spaces = 0;
         for old in changes.iter().filter(|change| change.flushes).filter_map(|change| change.old) {
             let slot = lock.slot(old);
@@ -284,22 +277,19 @@ fn retire_view(lock: &mut Updating, view: Publication) {
     unsafe { view.for_each_own_object(&mut |object| lane.retire(object)) };
 }
 
-/// Retires what a result has taken the place of.
-fn retire_base(lock: &mut Updating, publication: Publication, base: Object, journal: &Journal) {
+/// Retires the records that a result has taken the place of.
+fn retire_records(lock: &mut Updating, journal: &Journal) {
     let owes_release = lock.shared.hooks.is_some();
     let lane = &mut lock.writer().lane;
-    // SAFETY: the base is not current any more, nor are the nodes and records that were replaced; there is room.
-    unsafe {
-        lane.retire_all(&publication.replaced);
-        lane.retire(base);
-        for (before, after) in journal.iter().filter_map(|entry| Some((entry.before?, entry.after))) {
+    for (before, after) in journal.iter().filter_map(|entry| Some((entry.before?, entry.after))) {
+        // SAFETY: the record is not part of what is current any more, and has one entry; there is room.
+        unsafe {
             match after.is_none() && owes_release {
                 true => lane.retire_gone(before),
                 false => lane.retire(Record::object(before)),
             }
         }
     }
-    lock.recycle(publication);
 }
 
 fn wants_unmap(lock: &Updating) -> bool {

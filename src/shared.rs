@@ -155,13 +155,14 @@ impl Owner {
         self.owners.load(Ordering::Acquire) == 1
     }
 
-    /// The update lock, which keeps what is shared alive on its own.
-    pub(crate) fn into_update(self) -> Result<Updating<'static>> {
-        // SAFETY: alive while it has an owner, and this one goes with the lock, after everything that looks through it.
-        let shared: &'static Shared = unsafe { self.0.as_ref() };
-        let mut lock = shared.update()?;
-        lock.owner = Some(self);
-        Ok(lock)
+    /// What is shared, for as long as there is an owner.
+    ///
+    /// # Safety
+    /// The answer is not used when the last owner is gone.
+    #[inline(always)]
+    pub(crate) unsafe fn unbound<'a>(&self) -> &'a Shared {
+        // SAFETY: alive while it has an owner.
+        unsafe { self.0.as_ref() }
     }
 }
 
@@ -231,7 +232,7 @@ impl Shared {
     #[inline(always)]
     pub(crate) fn update(&self) -> Result<Updating<'_>> {
         self.lock.lock(|| self.readers.in_section())?;
-        let mut lock = Updating { shared: self, in_step: false, thread: PhantomData, owner: None };
+        let mut lock = Updating { shared: self, in_step: false, thread: PhantomData };
         match lock.writer().poisoned {
             true => Err(Errno::ENOTRECOVERABLE),
             false => Ok(lock),
@@ -274,8 +275,6 @@ pub(crate) struct Updating<'a> {
     /// Whether something is being changed, or a hook runs: a panic now leaves nobody knows what, and poisons the table.
     pub(crate) in_step: bool,
     thread: PhantomData<*const ()>,
-    /// Keeps `shared` alive where the lock outlives its table.
-    owner: Option<Owner>,
 }
 
 impl<'a> Updating<'a> {
@@ -308,6 +307,12 @@ impl<'a> Updating<'a> {
         unsafe { WorkingCopy::begin(&self.shared.store, self.shared.current.root()) }
     }
 
+    /// A copy of it beside another one: see [`WorkingCopy::begin_beside`].
+    pub(crate) fn begin_beside(&self) -> Result<WorkingCopy> {
+        // SAFETY: as above.
+        unsafe { WorkingCopy::begin_beside(&self.shared.store, self.shared.current.root()) }
+    }
+
     /// The same, with what one change of an address space can allocate reserved.
     #[inline(always)]
     pub(crate) fn begin_copy_for(&self, as_id: u16) -> Result<WorkingCopy> {
@@ -321,10 +326,21 @@ impl<'a> Updating<'a> {
         unsafe { &record.as_ref().slot }
     }
 
-    /// Keeps the memory of a list that is not needed any more for the next working copy.
-    pub(crate) fn recycle(&mut self, publication: Publication) {
-        // SAFETY: the lock is held, and no function of a working copy runs meanwhile.
-        WorkingCopy::recycle(unsafe { &mut *self.shared.store.get() }, publication.replaced);
+    /// Makes a copy the current state, and retires what it has replaced: see [`WorkingCopy::publish`].
+    #[inline(always)]
+    pub(crate) fn publish(&mut self, copy: WorkingCopy) {
+        let current = &self.shared.current;
+        let writer = self.writer();
+        writer.publications += 1;
+        copy.publish(current, &mut writer.numbers, &mut writer.lane);
+    }
+
+    /// Makes a copy of [`Updating::begin_beside`] the current state.
+    pub(crate) fn publish_beside(&mut self, copy: WorkingCopy) -> Publication {
+        let current = &self.shared.current;
+        let writer = self.writer();
+        writer.publications += 1;
+        copy.publish_beside(current, &mut writer.numbers)
     }
 
     /// What requests are held against.
@@ -480,7 +496,7 @@ impl Shared {
             Err(_) => return,
         }
         // A table that is poisoned ends as any other: what readers see is whole.
-        let mut lock = Updating { shared: self, in_step: true, thread: PhantomData, owner: None };
+        let mut lock = Updating { shared: self, in_step: true, thread: PhantomData };
         let old = self.current.root();
         let writer = lock.writer();
         let Some(last) = writer.last_state.take() else { return };

@@ -155,7 +155,7 @@ impl Memslots {
     /// # Errors
     /// As there.
     pub fn begin_owned(&self) -> Result<Transaction<'static>> {
-        Transaction::begin(self.shared.another()?.into_update()?)
+        Transaction::begin_owned(self.shared.another()?)
     }
 
     /// The whole of `KVM_SET_USER_MEMORY_REGION2`: decides create, delete, move or flags-only itself. `opaque` counts

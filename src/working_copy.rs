@@ -9,6 +9,7 @@
 //!
 //! Whatever an edit can allocate is reserved before it: [`WorkingCopy::reserve`] is the one step that can fail.
 
+use crate::epoch::Lane;
 use crate::error::{Errno, Result};
 use crate::index::node::Entry;
 use crate::index::pool::{Object, Pool, LINE};
@@ -24,7 +25,8 @@ pub(crate) struct Store {
     pub(crate) pool: Pool,
     /// Never used before. Nodes and records that exist have smaller ones.
     next_stamp: u64,
-    /// An empty list, whose memory goes from one working copy to the next.
+    /// What the working copy has replaced so far, but for the base's root and records. Of those that there are at a
+    /// time one lists here what it replaces: see [`WorkingCopy::begin_beside`].
     replaced: Vec<Object>,
 }
 
@@ -41,6 +43,15 @@ impl Store {
         self.pool.reserve(N * Published::lines(nr_spaces) * LINE)?;
         let mut editor = Editor { pool: &mut self.pool, stamp: Stamp(0), replaced: None };
         Ok(std::array::from_fn(|_| Published::create(&mut editor, nr_spaces)))
+    }
+
+    /// Empties the list of replaced objects.
+    #[inline(always)]
+    fn forget_replaced(&mut self) {
+        self.replaced.clear();
+        if self.replaced.capacity() > ROOM_KEPT {
+            self.replaced.shrink_to(ROOM_KEPT);
+        }
     }
 
     /// Sets the stamp that the next working copy gets.
@@ -62,7 +73,8 @@ pub(crate) struct WorkingCopy {
     root: NonNull<Published>,
     /// Of this copy's nodes. Its records have this one or later ones.
     stamp: Stamp,
-    replaced: Vec<Object>,
+    /// Whether what it replaces is listed.
+    lists: bool,
     /// Whether an edit has begun and not ended.
     in_edit: bool,
     /// What the base looks like, for the debug check that it stays so.
@@ -70,12 +82,10 @@ pub(crate) struct WorkingCopy {
     fingerprint: u64,
 }
 
-/// A working copy that was published.
+/// A working copy that was published while its base lives on.
 pub(crate) struct Publication {
     root: NonNull<Published>,
     stamp: Stamp,
-    /// What it has replaced, but for the base's root and records.
-    pub(crate) replaced: Vec<Object>,
 }
 
 impl Publication {
@@ -135,7 +145,20 @@ impl WorkingCopy {
     #[inline(always)]
     pub(crate) unsafe fn begin(store: &UnsafeCell<Store>, base: NonNull<Published>) -> Result<WorkingCopy> {
         // SAFETY: the caller's promise.
-        unsafe { Self::begin_with(store, base, 0) }
+        unsafe { Self::begin_with(store, base, 0, true) }
+    }
+
+    /// As `begin`, a copy beside another one: for a state that is current for a while only. What it replaces lives on
+    /// with the base, and is not listed.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    ///
+    /// # Safety
+    /// As `begin`.
+    pub(crate) unsafe fn begin_beside(store: &UnsafeCell<Store>, base: NonNull<Published>) -> Result<WorkingCopy> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::begin_with(store, base, 0, false) }
     }
 
     /// As `begin`, with `reserve` for one edit of an address space.
@@ -155,18 +178,24 @@ impl WorkingCopy {
         unsafe {
             let bytes = PublishedRef::new(base).space(as_id).map_or(0, Space::bytes_to_edit);
             (*store.get()).replaced.try_reserve(REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
-            Self::begin_with(store, base, bytes)
+            Self::begin_with(store, base, bytes, true)
         }
     }
 
     /// # Safety
     /// As `begin`.
     #[inline(always)]
-    unsafe fn begin_with(store: &UnsafeCell<Store>, base: NonNull<Published>, bytes: usize) -> Result<WorkingCopy> {
+    unsafe fn begin_with(
+        store: &UnsafeCell<Store>,
+        base: NonNull<Published>,
+        bytes: usize,
+        lists: bool,
+    ) -> Result<WorkingCopy> {
         // SAFETY: the caller's promise. A cell's address is not null.
         let (pointer, store) = unsafe { (NonNull::new_unchecked(store.get()), &mut *store.get()) };
         // SAFETY: the current state is alive under the update lock, and does not change.
         let published = unsafe { PublishedRef::new(base) };
+        debug_assert!(!lists || store.replaced.is_empty(), "another copy lists what it replaces");
         store.pool.reserve(published.bytes() + bytes)?;
         let stamp = Stamp(store.next_stamp);
         store.next_stamp += 1;
@@ -176,7 +205,7 @@ impl WorkingCopy {
             base,
             root,
             stamp,
-            replaced: std::mem::take(&mut store.replaced),
+            lists,
             in_edit: false,
             #[cfg(debug_assertions)]
             fingerprint: published.fingerprint(),
@@ -224,8 +253,14 @@ impl WorkingCopy {
     #[inline(always)]
     pub(crate) fn reserve(&mut self, as_id: u16, edits: usize) -> Result<()> {
         let bytes = self.state().space(as_id).map_or(0, Space::bytes_to_edit);
-        self.replaced.try_reserve(edits * REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
+        self.reserve_replaced(edits * REPLACED_PER_EDIT)?;
         self.store().pool.reserve(edits * bytes)
+    }
+
+    /// Room for so many more replaced objects.
+    #[inline(always)]
+    fn reserve_replaced(&mut self, objects: usize) -> Result<()> {
+        self.store().replaced.try_reserve(objects).map_err(|_| Errno::ENOMEM)
     }
 
     /// Changes one address space. Should that panic, nobody knows what the copy is.
@@ -234,7 +269,8 @@ impl WorkingCopy {
         // SAFETY: the store is as the field says. The root is this copy's own until it is published, and nobody looks
         // at it meanwhile.
         let (store, spaces) = unsafe { (self.store.as_mut(), Published::spaces_mut(self.root)) };
-        let mut editor = Editor { pool: &mut store.pool, stamp: self.stamp, replaced: Some(&mut self.replaced) };
+        let replaced = if self.lists { Some(&mut store.replaced) } else { None };
+        let mut editor = Editor { pool: &mut store.pool, stamp: self.stamp, replaced };
         self.in_edit = true;
         let result = change(&mut spaces[as_id as usize], &mut editor);
         self.in_edit = false;
@@ -308,12 +344,12 @@ impl WorkingCopy {
     /// `ENOMEM`; the space is as it was then.
     pub(crate) fn clear(&mut self, as_id: u16) -> Result<()> {
         let Some(&space) = self.state().space(as_id) else { return Ok(()) };
-        debug_assert!(self.replaced.is_empty(), "nothing was edited before");
+        debug_assert!(self.lists && self.count_replaced() == 0, "nothing was edited before");
         let mut nodes = 0;
         // SAFETY: alive; nothing is freed.
         unsafe { space.for_each_node(&|_| false, &mut |_| nodes += 1) };
-        self.replaced.try_reserve(nodes).map_err(|_| Errno::ENOMEM)?;
-        let replaced = &mut self.replaced;
+        self.reserve_replaced(nodes)?;
+        let replaced = &mut self.store().replaced;
         // SAFETY: alive; nothing is freed.
         unsafe { space.for_each_node(&|_| false, &mut |node| replaced.push(object_of(node))) };
         self.edit(as_id, |now, _| *now = Space::empty(space.generation));
@@ -326,7 +362,7 @@ impl WorkingCopy {
     /// # Errors
     /// `ENOMEM`.
     pub(crate) fn list(&mut self, stamp: Stamp, slot: Memslot) -> Result<NonNull<Record>> {
-        self.replaced.try_reserve(REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
+        self.reserve_replaced(REPLACED_PER_EDIT)?;
         self.store().pool.reserve(Space::BYTES_TO_LIST)?;
         let record = self.new_record(stamp, slot);
         // SAFETY: reserved; the caller's promise.
@@ -352,13 +388,31 @@ impl WorkingCopy {
 
     // ---- the end ----
 
-    /// Makes the copy the current state. The caller retires what it has replaced.
+    /// Makes the copy the current state, and retires what it has replaced, for which there is room; but for the records
+    /// that are not part of it, which are left to the caller.
     #[inline(always)]
-    pub(crate) fn publish(mut self, current: &Current, numbers: &mut Numbers) -> Publication {
+    pub(crate) fn publish(mut self, current: &Current, numbers: &mut Numbers, lane: &mut Lane) {
+        debug_assert!(self.lists);
         self.check_base();
         current.publish(self.root, numbers);
-        let replaced = std::mem::take(&mut self.replaced);
-        let publication = Publication { root: self.root, stamp: self.stamp, replaced };
+        let base = self.base_object();
+        let store = self.store();
+        // SAFETY: neither the base's root nor what the copy has let go of is current any more. Nothing is listed twice,
+        // nor is there another copy that lists.
+        unsafe {
+            lane.retire_all(&store.replaced);
+            lane.retire(base);
+        }
+        store.forget_replaced();
+        std::mem::forget(self);
+    }
+
+    /// Makes a copy that was begun beside another one the current state. The base lives on, but for its root perhaps.
+    pub(crate) fn publish_beside(self, current: &Current, numbers: &mut Numbers) -> Publication {
+        debug_assert!(!self.lists);
+        self.check_base();
+        current.publish(self.root, numbers);
+        let publication = Publication { root: self.root, stamp: self.stamp };
         std::mem::forget(self);
         publication
     }
@@ -376,7 +430,8 @@ impl WorkingCopy {
 
     /// How many objects it has replaced, but for the base's root and records.
     pub(crate) fn count_replaced(&self) -> usize {
-        self.replaced.len()
+        // SAFETY: see the field.
+        unsafe { self.store.as_ref() }.replaced.len()
     }
 
     /// Fails where the base is not what it was.
@@ -384,20 +439,15 @@ impl WorkingCopy {
         #[cfg(debug_assertions)]
         assert_eq!(self.base().fingerprint(), self.fingerprint, "a published snapshot was written to");
     }
-
-    /// Gives the memory of the list of replaced objects back for the next copy.
-    pub(crate) fn recycle(store: &mut Store, mut replaced: Vec<Object>) {
-        replaced.clear();
-        replaced.shrink_to(ROOM_KEPT);
-        store.replaced = replaced;
-    }
 }
 
 impl Drop for WorkingCopy {
     fn drop(&mut self) {
-        self.check_base();
         // SAFETY: see the field.
         let store = unsafe { &mut *self.store.as_ptr() };
+        if self.lists {
+            store.forget_replaced();
+        }
         if self.in_edit {
             // After a panic in the middle of a change the copy may be anything: its memory goes with the table.
             return store.pool.expect_leaks();
@@ -408,6 +458,6 @@ impl Drop for WorkingCopy {
             for_each_own_node(self.root, self.stamp, &mut |node| store.pool.free(object_of(node)));
             store.pool.free(object_of(self.root.cast()));
         }
-        Self::recycle(store, std::mem::take(&mut self.replaced));
+        self.check_base();
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The source tree itself: the order of the library's layers, and limits of style. What is checked, and why, stands at the
-//! head of `tree/layers.rs` and `tree/style.rs`.
+//! The source tree itself: the order of the library's layers, and limits of style. What is checked, and why, stands at
+//! the head of `tree/layers.rs` and `tree/style.rs`.
 
 #[path = "tree/layers.rs"]
 mod layers;

@@ -98,10 +98,17 @@ impl Pool {
     }
 
     /// Sees to it that `bytes` can be allocated without failing. `ENOMEM` where they cannot; then nothing changed.
+    #[inline(always)]
     pub(crate) fn reserve(&mut self, bytes: usize) -> Result<()> {
-        if cfg!(memslots_no_pool) || self.room() >= bytes {
-            return Ok(());
+        match cfg!(memslots_no_pool) || self.room() >= bytes {
+            true => Ok(()),
+            false => self.grow(bytes),
         }
+    }
+
+    /// A new chunk, with room for `bytes`.
+    #[cold]
+    fn grow(&mut self, bytes: usize) -> Result<()> {
         let want = (bytes + LINE).max((self.held / 4).clamp(FIRST_CHUNK, LARGEST_CHUNK)).next_multiple_of(LINE);
         // SAFETY: the size is not zero, and a multiple of the alignment that fits isize.
         let memory = unsafe { alloc(chunk_layout(want)) };
@@ -151,6 +158,28 @@ impl Pool {
     #[inline]
     pub(crate) unsafe fn free(&mut self, object: Object) {
         self.used -= object.bytes();
+        // SAFETY: the caller's promise.
+        unsafe { self.take_back(object) };
+    }
+
+    /// Takes back all of a list.
+    ///
+    /// # Safety
+    /// As `free`, for each.
+    pub(crate) unsafe fn free_all(&mut self, objects: &[Object]) {
+        let mut lines = 0;
+        for object in objects {
+            lines += object.lines as usize;
+            // SAFETY: the caller's promise.
+            unsafe { self.take_back(*object) };
+        }
+        self.used -= lines * LINE;
+    }
+
+    /// # Safety
+    /// As `free`.
+    #[inline(always)]
+    unsafe fn take_back(&mut self, object: Object) {
         if cfg!(memslots_no_pool) {
             // SAFETY: allocated by alloc() with this very layout.
             return unsafe { dealloc(object.memory.as_ptr(), chunk_layout(object.bytes())) };
@@ -176,6 +205,7 @@ impl Pool {
     ///
     /// # Safety
     /// `lines` of memory that is ours and unused.
+    #[inline(always)]
     unsafe fn shelve(&mut self, memory: *mut u8, lines: usize) {
         let free = memory.cast::<Free>();
         // SAFETY: a line is large and aligned enough.

@@ -58,18 +58,11 @@ fn publish_one(lock: &mut Updating, decision: Decision) -> Result<()> {
     lock.in_step = true;
     let gone = edit(&mut copy, decision, lock.shared.limits.page_shift);
     copy.add_to_generation(as_id, lock.shared.limits.nr_address_spaces as u64);
-    let base = copy.base_object();
-    let shared = lock.shared;
-    let writer = lock.writer();
-    let publication = copy.publish(&shared.current, &mut writer.numbers);
-    writer.publications += 1;
-    // SAFETY: none of these is current any more; there is room. Without hooks there is no release.
-    unsafe {
-        writer.lane.retire_all(&publication.replaced);
-        writer.lane.retire(base);
-        gone.into_iter().for_each(|record| writer.lane.retire(Record::object(record)));
+    lock.publish(copy);
+    if let Some(record) = gone {
+        // SAFETY: not current any more, and retired once; there is room. Without hooks there is no release.
+        unsafe { lock.writer().lane.retire(Record::object(record)) };
     }
-    lock.recycle(publication);
     lock.in_step = false;
     lock.settle(false);
     lock.drain();

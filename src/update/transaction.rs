@@ -9,7 +9,7 @@ use crate::commit::calls;
 use crate::error::Result;
 use crate::index::node::Baseline;
 use crate::plan::Step;
-use crate::shared::Updating;
+use crate::shared::{Owner, Updating};
 use crate::slot::{Gfn, Gpa, Memslot, Region};
 use crate::trace::{self, Op};
 use std::ffi::c_void;
@@ -22,14 +22,20 @@ pub struct Transaction<'a> {
     /// None once it is committed. Dropped before the lock.
     staging: Option<Staging>,
     lock: Updating<'a>,
+    /// Keeps what the lock is of alive, where the transaction may outlive its table.
+    _owner: Option<Owner>,
 }
 
 impl<'a> Transaction<'a> {
     /// Begins one under the update lock.
-    pub(crate) fn begin(mut lock: Updating<'a>) -> Result<Transaction<'a>> {
+    pub(crate) fn begin(lock: Updating<'a>) -> Result<Transaction<'a>> {
+        Self::begin_with(None, lock)
+    }
+
+    fn begin_with(owner: Option<Owner>, mut lock: Updating<'a>) -> Result<Transaction<'a>> {
         let staging = Staging::begin(&mut lock)?;
         lock.trace(Op::Begin, Region::default, Ok(()));
-        Ok(Transaction { staging: Some(staging), lock })
+        Ok(Transaction { staging: Some(staging), lock, _owner: owner })
     }
 
     fn staging(&self) -> &Staging {
@@ -231,6 +237,15 @@ impl<'a> Transaction<'a> {
     /// Gives a transaction to the calling thread, where the one that began it will never come back.
     pub(crate) fn take_over(&self) {
         self.lock.take_over();
+    }
+}
+
+impl Transaction<'static> {
+    /// Begins one that owns what it needs of its table.
+    pub(crate) fn begin_owned(owner: Owner) -> Result<Transaction<'static>> {
+        // SAFETY: the owner goes with the transaction, after all that looks through this.
+        let shared = unsafe { owner.unbound() };
+        Self::begin_with(Some(owner), shared.update()?)
     }
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The layers of the library: a module may refer only to lower layers. The list in `src/lib.rs` has them, lowest first.
 //!
-//! A layer is a module that `lib.rs` declares, with everything in the directory of its name. A reference is a path that is
-//! written down, in a `use` or anywhere else in code (comments and doc comments are not code). What goes unseen is a call
-//! of a method that a higher layer defines on a lower layer's type, because such a call names no module.
+//! A layer is a module that `lib.rs` declares, with everything in the directory of its name. A reference is a path that
+//! is written down, in a `use` or anywhere else in code (comments and doc comments are not code). What goes unseen is a
+//! call of a method that a higher layer defines on a lower layer's type, because such a call names no module.
 
 use crate::tokens::{tokens, Token};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Limits that every file in the repository keeps: the length of lines and functions, the size of files, and no Rust file
-//! that nothing compiles.
+//! Limits that every file in the repository keeps: the length of lines and functions, the size of files, and no Rust
+//! file that nothing compiles.
 
 use crate::tokens::{tokens, Token};
 use std::collections::BTreeSet;
@@ -15,8 +15,8 @@ const TAB: usize = 8;
 const FIGURES_BEGIN: &str = "<!-- figures: begin -->";
 const FIGURES_END: &str = "<!-- figures: end -->";
 
-/// Whether a file is written by hand and read as text. `text` is what is in it. A Markdown file that a program has written
-/// says so in its first line.
+/// Whether a file is written by hand and read as text. `text` is what is in it. A Markdown file that a program has
+/// written says so in its first line.
 pub(crate) fn is_source(path: &str, text: &str) -> bool {
     if text.starts_with("<!-- Made by ") {
         return false;
@@ -29,8 +29,8 @@ pub(crate) fn is_source(path: &str, text: &str) -> bool {
     }
 }
 
-/// The lines that are too long, as `file:line: ...`. Of a Markdown file, tables and code do not count, nor the targets of
-/// links, nor what a program has written between two marks.
+/// The lines that are too long, as `file:line: ...`. Of a Markdown file, tables and code do not count, nor the targets
+/// of links, nor what a program has written between two marks.
 pub(crate) fn long_lines(path: &str, text: &str) -> Vec<String> {
     let is_prose = path.ends_with(".md");
     let (mut in_code, mut in_figures) = (false, false);
