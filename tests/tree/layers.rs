@@ -539,6 +539,7 @@ mod tests {
             &[4, 5],
         );
         refused("src/low.rs", "use {crate::middle::A, std::{fmt, io}};", &[1]);
+        refused("src/middle.rs", "use crate::{high::{A},\nlow::{B, C},\nlow::D};", &[1]);
     }
 
     #[test]
