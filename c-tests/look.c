@@ -188,7 +188,7 @@ static void a_reader_s_counters(void)
     memslots_free(ms);
 }
 
-// A search among so few costs less than a wrong guess: see FEW in src/reader.rs.
+// A search among so few costs less than a mispredicted branch: see FEW in src/reader.rs.
 static void of_few_slots_one_found_twice_is_remembered(void)
 {
     struct memslots *ms = new_table();

@@ -60,8 +60,8 @@ fn movable(old: &Slot, new: &Slot) -> bool {
     fixed(old) == fixed(new) && old.flags & 4 == 0
 }
 
-/// Slots that move, each to where others are, can go round in a circle: one of each circle must be out of the way for a
-/// while, which costs a call more. How many at least: the smallest set of slots without which there is no circle.
+/// Slots that move, each to where others are, can go round in a cycle: one of each cycle must be out of the way for a
+/// while, which costs a call more. How many at least: the smallest set of slots without which there is no cycle.
 fn fewest_out_of_the_way(from: &Space, to: &Space) -> usize {
     let moves = |slot: &&Slot| from.by_id(slot.id).is_some_and(|old| movable(old, slot));
     let moving: Vec<&Slot> = to.slots.iter().filter(moves).collect();
@@ -111,7 +111,7 @@ fn follow(steps: &[Step], from: &Model, to: &Space) -> Result<usize, String> {
     if content(table.space(0)) != content(to) {
         return Err("it leads elsewhere".into());
     }
-    // Which slots of entangled circles to choose is a hard problem, and rarely one call more is fine; without circles
+    // Which slots of entangled cycles to choose is a hard problem, and rarely one call more is fine; without cycles
     // there is no excuse.
     let out = fewest_out_of_the_way(from.space(0), to);
     let least = fewest(from.space(0), to) + out;
@@ -175,7 +175,7 @@ fn exchanging_places_costs_one_call_more() {
     }
 }
 
-/// A slot that is remade goes out of the way first: then those that only move need no circle broken.
+/// A slot that is remade goes out of the way first: then those that only move need no cycle broken.
 #[test]
 fn what_is_remade_anyway_makes_room_for_what_moves() {
     let at = |id, gfn: u64, npages: u64, hva| {

@@ -21,8 +21,8 @@ pub struct memslots_plan_step {
 }
 
 /// The calls that lead from one table to another, each a list of regions in any order, such that the kernel accepts
-/// them one after the other. One call a slot that differs, two where its size or hva do; and one more for a circle of
-/// slots that exchange places, which needs a delete (circles that share slots may take one more than the least).
+/// them one after the other. One call a slot that differs, two where its size or hva do; and one more for a cycle of
+/// slots that exchange places, which needs a delete (cycles that share slots may take one more than the least).
 /// `*nr_steps` is their number.
 ///
 /// Pure; does not block; any thread. Errors: -EINVAL (NULL; a list in which an id or a frame comes twice, or a size is
