@@ -495,7 +495,7 @@ struct memslots_stats {
      */
     uint64_t oldest_section_lag;
     /**
-     * Changes on the attached VM that could not be taken back. Not 0: VM and table differ.
+     * Changes on the attached VM that could not be undone. Not 0: VM and table differ.
      */
     uint64_t out_of_step;
 };

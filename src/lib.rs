@@ -28,6 +28,7 @@
 //!
 //! - `error`: error numbers, and which entry of a list was refused
 //! - `slot`: what a memslot is, and what a request for one looks like
+//! - `stats`: the figures of a table
 //! - `cancel`: holding pthread_cancel() back
 //! - `memory`: boxes whose allocation can fail
 //! - `index`: the trees, the id table, and the pool that their nodes come from
@@ -74,6 +75,7 @@ mod reader;
 mod shared;
 mod slot;
 mod snapshot;
+mod stats;
 mod table;
 mod trace;
 mod update;
@@ -87,7 +89,8 @@ pub use slot::{
     Access, Gfn, Gpa, Hva, Memslot, Region, GUEST_MEMFD, ID_ANY, INVALID, LOG_DIRTY_PAGES, MAX_ADDRESS_SPACES,
     MAX_SLOT_PAGES, READONLY,
 };
-pub use table::{Config, Memslots, Stats};
+pub use stats::Stats;
+pub use table::{Config, Memslots};
 pub use update::Transaction;
 
 /// The README's Rust example, compiled and run.

@@ -19,6 +19,7 @@ use crate::presence::{Presence, Readers};
 use crate::published::{publications_between, Current, Numbers};
 use crate::slot::{Hva, Limits, Memslot, Region};
 use crate::snapshot::{Published, PublishedRef, Record, Space};
+use crate::stats::{Figures, Stats};
 use crate::trace::{Op, Trace};
 use crate::working_copy::{Publication, Store, WorkingCopy};
 use crossbeam_epoch::LocalHandle;
@@ -27,7 +28,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{fence, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{fence, AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 /// Bytes of garbage from which on every update helps the epoch on.
@@ -38,22 +39,6 @@ struct Waiter(LocalHandle);
 
 // SAFETY: as for `Lane`: no tie to a thread, and a mutex around it.
 unsafe impl Send for Waiter {}
-
-/// Where the table stands, for whoever looks without the update lock: as the last update left it, or as it is while an
-/// update waits for readers. Each figure is right; together they may be of two updates.
-#[derive(Default)]
-#[repr(align(128))]
-pub(crate) struct Figures {
-    pub(crate) publications: AtomicU64,
-    pub(crate) slots: AtomicU64,
-    pub(crate) npages: AtomicU64,
-    pub(crate) index_bytes: AtomicU64,
-    pub(crate) pool_bytes: AtomicU64,
-    pub(crate) garbage_bytes: AtomicU64,
-    pub(crate) garbage_objects: AtomicU64,
-    pub(crate) releases_due: AtomicU64,
-    pub(crate) out_of_step: AtomicU64,
-}
 
 /// What the update lock protects, beside the store that working copies use.
 pub(crate) struct Writer {
@@ -370,21 +355,24 @@ impl<'a> Updating<'a> {
 
     /// Notes where the table stands.
     fn note_figures(&mut self) {
-        let figures = &self.shared.figures;
-        let note = |figure: &AtomicU64, now: u64| figure.store(now, Ordering::Relaxed);
         let add = |(slots, npages), space: &Space| (slots + space.count as u64, npages + space.npages);
         let (slots, npages) = self.current().spaces().iter().fold((0, 0), add);
-        note(&figures.slots, slots);
-        note(&figures.npages, npages);
-        note(&figures.index_bytes, self.pool().used() as u64);
-        note(&figures.pool_bytes, self.pool().held() as u64);
+        let (index_bytes, pool_bytes) = (self.pool().used() as u64, self.pool().held() as u64);
         let writer = self.writer();
         let (garbage_bytes, garbage_objects) = writer.lane.garbage();
-        note(&figures.publications, writer.publications);
-        note(&figures.garbage_bytes, garbage_bytes as u64);
-        note(&figures.garbage_objects, garbage_objects as u64);
-        note(&figures.releases_due, writer.lane.releases_due() as u64);
-        note(&figures.out_of_step, writer.out_of_step.map_or(0, |out| out.count));
+        let now = Stats {
+            publications: writer.publications,
+            slots,
+            npages,
+            index_bytes,
+            pool_bytes,
+            garbage_bytes: garbage_bytes as u64,
+            garbage_objects: garbage_objects as u64,
+            releases_due: writer.lane.releases_due() as u64,
+            out_of_step: writer.out_of_step.map_or(0, |out| out.count),
+            ..Stats::default()
+        };
+        self.shared.figures.note(&now);
     }
 
     /// A grace period: returns when no section is left that was open at the call.

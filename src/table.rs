@@ -13,12 +13,12 @@ use crate::reader::Reader;
 use crate::shared::{Owner, Shared};
 use crate::slot::{Gpa, Limits, Memslot, Region, MAX_ADDRESS_SPACES};
 use crate::snapshot::PublishedRef;
+use crate::stats::Stats;
 use crate::trace::{self, Op, Trace};
 use crate::update::{self, Transaction};
 use std::ffi::c_void;
 use std::fmt::Write as _;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How a table is made. The default is KVM's: one address space of 32,764 slots with pages of 4 KiB.
 pub struct Config {
@@ -83,35 +83,6 @@ impl Config {
 /// them is this thread's), and runs every release still owed.
 pub struct Memslots {
     shared: Owner,
-}
-
-/// Where a table stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Publications ever made.
-    pub publications: u64,
-    /// Slots in all address spaces.
-    pub slots: u64,
-    /// Pages of all slots.
-    pub npages: u64,
-    /// Bytes in use for indexes and records, those of garbage included.
-    pub index_bytes: u64,
-    /// Bytes taken from the system for them.
-    pub pool_bytes: u64,
-    /// Bytes that wait for readers before they can be used again.
-    pub garbage_bytes: u64,
-    /// The same in objects.
-    pub garbage_objects: u64,
-    /// Slots that are gone and whose release has not run.
-    pub releases_due: u64,
-    /// Readers.
-    pub readers: u64,
-    /// Read-side sections that are open.
-    pub open_sections: u64,
-    /// Publications since the oldest of them began.
-    pub oldest_section_lag: u64,
-    /// Changes on the attached VM that could not be undone. Not 0: VM and table differ.
-    pub out_of_step: u64,
 }
 
 impl Memslots {
@@ -360,23 +331,9 @@ impl Memslots {
 
     /// Where the table stands, as the last update left it. Does not wait.
     pub fn stats(&self) -> Stats {
-        let figures = &self.shared.figures;
-        let now = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let (readers, open_sections, oldest_section_lag) = self.shared.presences();
-        Stats {
-            publications: now(&figures.publications),
-            slots: now(&figures.slots),
-            npages: now(&figures.npages),
-            index_bytes: now(&figures.index_bytes),
-            pool_bytes: now(&figures.pool_bytes),
-            garbage_bytes: now(&figures.garbage_bytes),
-            garbage_objects: now(&figures.garbage_objects),
-            releases_due: now(&figures.releases_due),
-            readers: readers as u64,
-            open_sections: open_sections as u64,
-            oldest_section_lag,
-            out_of_step: now(&figures.out_of_step),
-        }
+        let (readers, open_sections) = (readers as u64, open_sections as u64);
+        Stats { readers, open_sections, oldest_section_lag, ..self.shared.figures.read() }
     }
 
     /// Writes the table for a person, a line a slot.

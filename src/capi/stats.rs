@@ -3,10 +3,10 @@
 
 use super::table::memslots;
 use super::{answer, given, sized, value};
-use crate::error::Errno;
 use crate::reader::Reader;
-use crate::table::Stats;
+use crate::stats::Stats;
 use std::ffi::c_int;
+use std::mem::{offset_of, size_of};
 
 /// Where a table stands. Grows at the end: `size` says how much of it was written.
 #[repr(C)]
@@ -35,12 +35,33 @@ pub struct memslots_stats {
     pub open_sections: u64,
     /// Publications since the oldest of them began.
     pub oldest_section_lag: u64,
-    /// Changes on the attached VM that could not be taken back. Not 0: VM and table differ.
+    /// Changes on the attached VM that could not be undone. Not 0: VM and table differ.
     pub out_of_step: u64,
 }
 
 // SAFETY: of that layout.
 unsafe impl sized::Output for memslots_stats {}
+
+/// A size, and the figures as the table has them: what `memslots_stats` spells out for C.
+#[repr(C)]
+struct Sized {
+    size: usize,
+    figures: Stats,
+}
+
+const _: () = {
+    assert!(size_of::<memslots_stats>() == size_of::<Sized>());
+    assert!(offset_of!(memslots_stats, publications) == offset_of!(Sized, figures));
+    assert!(offset_of!(memslots_stats, readers) == offset_of!(Sized, figures) + offset_of!(Stats, readers));
+    assert!(offset_of!(memslots_stats, out_of_step) == offset_of!(Sized, figures) + offset_of!(Stats, out_of_step));
+};
+
+impl memslots_stats {
+    fn of(figures: Stats) -> memslots_stats {
+        // SAFETY: both are numbers one after the other, and as many, as just asserted.
+        unsafe { std::mem::transmute(Sized { size: 0, figures }) }
+    }
+}
 
 /// What a reader did.
 #[repr(C)]
@@ -89,38 +110,7 @@ pub unsafe extern "C" fn memslots_get_stats(table: *mut memslots, stats: *mut me
     answer(|| {
         // SAFETY: the caller's table, or NULL.
         let table = unsafe { given(table) }?;
-        if stats.is_null() {
-            return Err(Errno::EINVAL);
-        }
-        let Stats {
-            publications,
-            slots,
-            npages,
-            index_bytes,
-            pool_bytes,
-            garbage_bytes,
-            garbage_objects,
-            releases_due,
-            readers,
-            open_sections,
-            oldest_section_lag,
-            out_of_step,
-        } = table.table.stats();
-        let now = memslots_stats {
-            size: 0,
-            publications,
-            slots,
-            npages,
-            index_bytes,
-            pool_bytes,
-            garbage_bytes,
-            garbage_objects,
-            releases_due,
-            readers,
-            open_sections,
-            oldest_section_lag,
-            out_of_step,
-        };
+        let now = memslots_stats::of(table.table.stats());
         // SAFETY: the caller says how much room there is.
         unsafe { sized::write(stats, size, &now) }
     })
