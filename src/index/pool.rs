@@ -69,6 +69,10 @@ pub(crate) struct Pool {
     held: usize,
     used: usize,
     may_leak: bool,
+    /// What is left of the last reservation: an edit that takes more than was reserved for it fails here, also where free
+    /// memory would have hidden that.
+    #[cfg(debug_assertions)]
+    budget: usize,
 }
 
 // SAFETY: the pool owns its chunks and free lists alone; it has no tie to a thread.
@@ -84,6 +88,8 @@ impl Pool {
             held: 0,
             used: 0,
             may_leak: false,
+            #[cfg(debug_assertions)]
+            budget: 0,
         }
     }
 
@@ -100,6 +106,10 @@ impl Pool {
     /// Sees to it that `bytes` can be allocated without failing. `ENOMEM` where they cannot; then nothing changed.
     #[inline(always)]
     pub(crate) fn reserve(&mut self, bytes: usize) -> Result<()> {
+        #[cfg(debug_assertions)]
+        {
+            self.budget = bytes;
+        }
         match cfg!(memslots_no_pool) || self.room() >= bytes {
             true => Ok(()),
             false => self.grow(bytes),
@@ -131,6 +141,10 @@ impl Pool {
     /// `lines` of memory, aligned to a line, contents undefined. The caller has reserved them.
     pub(crate) fn alloc(&mut self, lines: usize) -> NonNull<u8> {
         debug_assert!((1..=MAX_LINES).contains(&lines));
+        #[cfg(debug_assertions)]
+        {
+            self.budget = self.budget.checked_sub(lines * LINE).expect("more was allocated than reserved");
+        }
         self.used += lines * LINE;
         if cfg!(memslots_no_pool) {
             // SAFETY: the size is not zero.
@@ -254,7 +268,7 @@ mod tests {
     #[test]
     fn memory_comes_back_in_its_class() {
         let mut pool = Pool::new();
-        pool.reserve(3 * LINE).unwrap();
+        pool.reserve(6 * LINE).unwrap();
         let a = pool.alloc(3);
         assert_eq!(pool.used(), 3 * LINE);
         // SAFETY: just allocated, used by nobody.
