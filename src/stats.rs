@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The figures of a table, written down once: as a struct for whoever asks, and as numbers that an update stores and anyone
-//! may load meanwhile.
+//! The figures of a table, written down once: as a struct for whoever asks, and as numbers that an update stores and
+//! anyone may load meanwhile.
 //!
 //! Knows nothing else. The C header's `struct memslots_stats` is its size and these, in this order (`capi/stats.rs`).
 

@@ -69,8 +69,8 @@ pub(crate) struct Pool {
     held: usize,
     used: usize,
     may_leak: bool,
-    /// What is left of the last reservation: an edit that takes more than was reserved for it fails here, also where free
-    /// memory would have hidden that.
+    /// What is left of the last reservation: an edit that takes more than was reserved for it fails here, also where
+    /// free memory would have hidden that.
     #[cfg(debug_assertions)]
     budget: usize,
 }
