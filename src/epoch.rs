@@ -12,7 +12,7 @@
 //! when it is done.
 
 use crate::error::{Errno, Result};
-use crate::index::pool::{Object, Pool};
+use crate::index::pool::{Object, Pool, LINE};
 use crate::slot::Memslot;
 use crate::snapshot::Record;
 use crossbeam_epoch::{Collector, LocalHandle};
@@ -237,7 +237,11 @@ impl Lane {
     /// As `retire`, for each.
     #[inline(always)]
     pub(crate) unsafe fn retire_all(&mut self, objects: &[Object]) {
-        objects.iter().for_each(|object| self.pending.push(*object));
+        let pending = &mut self.pending;
+        debug_assert!(pending.objects.len() + objects.len() <= pending.objects.capacity(), "room was reserved");
+        let mut lines = 0;
+        pending.objects.extend(objects.iter().inspect(|object| lines += object.lines as usize));
+        pending.bytes += lines * LINE;
     }
 
     /// Retires a record whose slot is gone, and whose release is owed; there is room.

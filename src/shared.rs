@@ -341,12 +341,19 @@ impl<'a> Updating<'a> {
     }
 
     /// Writes a line where a trace is on, and this is the process that began it.
+    #[inline(always)]
     pub(crate) fn trace(&mut self, op: Op, named: impl FnOnce() -> Region, result: Result<()>) {
-        if self.writer().trace.is_none() || self.shared.readers.is_forked() {
+        if self.writer().trace.is_some() {
+            self.write_line(op, named(), result);
+        }
+    }
+
+    #[cold]
+    fn write_line(&mut self, op: Op, region: Region, result: Result<()>) {
+        if self.shared.readers.is_forked() {
             return;
         }
         let _no_cancel = NoCancel::begin();
-        let region = named();
         let generation = self.current().space(region.as_id()).map_or(0, |space| space.generation);
         if let Some(trace) = &mut self.writer().trace {
             trace.line(generation, op, &region, result);
@@ -395,8 +402,9 @@ impl<'a> Updating<'a> {
     /// before; but not where a hook has left a section of this thread open, which would be for ever.
     #[inline(always)]
     pub(crate) fn settle(&mut self, wait: bool) {
+        let is_told = self.shared.hooks.is_some();
         let writer = self.writer();
-        let owed = writer.lane.releases_pending() > 0 || writer.ledger.has(writer.lane.next_bag());
+        let owed = is_told && (writer.lane.releases_pending() > 0 || writer.ledger.has(writer.lane.next_bag()));
         self.seal(owed || wait);
         if wait && !self.shared.readers.in_section() {
             self.wait_for_readers();

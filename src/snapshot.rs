@@ -328,6 +328,7 @@ impl Space {
     ///
     /// # Safety
     /// See above. `old` is in the space; the new frames are free but for old's.
+    #[inline(never)]
     pub(crate) unsafe fn replace(
         &mut self,
         editor: &mut Editor,

@@ -75,8 +75,8 @@ pub(crate) struct WorkingCopy {
     stamp: Stamp,
     /// Whether what it replaces is listed.
     lists: bool,
-    /// Whether an edit has begun and not ended.
-    in_edit: bool,
+    /// Whether an edit has panicked half-way.
+    broken: bool,
     /// What the base looks like, for the debug check that it stays so.
     #[cfg(debug_assertions)]
     fingerprint: u64,
@@ -206,7 +206,7 @@ impl WorkingCopy {
             root,
             stamp,
             lists,
-            in_edit: false,
+            broken: false,
             #[cfg(debug_assertions)]
             fingerprint: published.fingerprint(),
         })
@@ -271,15 +271,15 @@ impl WorkingCopy {
         let (store, spaces) = unsafe { (self.store.as_mut(), Published::spaces_mut(self.root)) };
         let replaced = if self.lists { Some(&mut store.replaced) } else { None };
         let mut editor = Editor { pool: &mut store.pool, stamp: self.stamp, replaced };
-        self.in_edit = true;
+        let half_way = HalfWay(&mut self.broken);
         let result = change(&mut spaces[as_id as usize], &mut editor);
-        self.in_edit = false;
+        std::mem::forget(half_way);
         result
     }
 
     /// Sets the figures of an address space.
     pub(crate) fn add_to_generation(&mut self, as_id: u16, steps: u64) {
-        self.edit(as_id, |space, _| space.generation += steps);
+        self.edit(as_id, move |space, _| space.generation += steps);
     }
 
     /// A record of this copy's, from reserved memory. `stamp` is the copy's own, or one from `next_stamp` on.
@@ -310,7 +310,7 @@ impl WorkingCopy {
     pub(crate) fn add(&mut self, record: NonNull<Record>, shift: u32) {
         let as_id = self.slot(record).as_id;
         // SAFETY: the caller's promise.
-        self.edit(as_id, |space, editor| unsafe { space.add(editor, record, shift) });
+        self.edit(as_id, move |space, editor| unsafe { space.add(editor, record, shift) });
     }
 
     /// Takes a slot out, which the caller has found in this copy.
@@ -318,7 +318,7 @@ impl WorkingCopy {
     pub(crate) fn remove(&mut self, record: NonNull<Record>, shift: u32) {
         let as_id = self.slot(record).as_id;
         // SAFETY: reserved; the caller's promise.
-        self.edit(as_id, |space, editor| unsafe { space.remove(editor, record, shift) });
+        self.edit(as_id, move |space, editor| unsafe { space.remove(editor, record, shift) });
     }
 
     /// Puts a record in the place of another of the same slot, which the caller has found in this copy.
@@ -326,14 +326,14 @@ impl WorkingCopy {
     pub(crate) fn replace(&mut self, old: NonNull<Record>, new: NonNull<Record>, shift: u32) {
         let as_id = self.slot(new).as_id;
         // SAFETY: reserved; the caller's promise, who has seen that the new frames are free.
-        self.edit(as_id, |space, editor| unsafe { space.replace(editor, old, new, shift) });
+        self.edit(as_id, move |space, editor| unsafe { space.replace(editor, old, new, shift) });
     }
 
     /// Puts a record with other flags in the place of the slot's.
     pub(crate) fn mark(&mut self, record: NonNull<Record>) {
         let as_id = self.slot(record).as_id;
         // SAFETY: reserved; the caller has found the slot, with the same id, frames and size, in this copy.
-        self.edit(as_id, |space, editor| unsafe { space.mark(editor, record) });
+        self.edit(as_id, move |space, editor| unsafe { space.mark(editor, record) });
     }
 
     // ---- a whole address space ----
@@ -383,7 +383,7 @@ impl WorkingCopy {
         entries.try_reserve_exact(count).ok()?;
         self.store().pool.reserve(Space::bytes_to_build(count)).ok()?;
         // SAFETY: reserved; the caller gives what it has listed, and nothing else.
-        self.edit(as_id, |space, editor| unsafe { space.build(editor, records, &mut entries, shift) })
+        self.edit(as_id, move |space, editor| unsafe { space.build(editor, records, &mut entries, shift) })
     }
 
     // ---- the end ----
@@ -441,6 +441,15 @@ impl WorkingCopy {
     }
 }
 
+/// Dropped by a panic in the middle of an edit, and by nothing else.
+struct HalfWay<'a>(&'a mut bool);
+
+impl Drop for HalfWay<'_> {
+    fn drop(&mut self) {
+        *self.0 = true;
+    }
+}
+
 impl Drop for WorkingCopy {
     fn drop(&mut self) {
         // SAFETY: see the field.
@@ -448,7 +457,7 @@ impl Drop for WorkingCopy {
         if self.lists {
             store.forget_replaced();
         }
-        if self.in_edit {
+        if self.broken {
             // After a panic in the middle of a change the copy may be anything: its memory goes with the table.
             return store.pool.expect_leaks();
         }

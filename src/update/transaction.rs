@@ -28,14 +28,21 @@ pub struct Transaction<'a> {
 
 impl<'a> Transaction<'a> {
     /// Begins one under the update lock.
+    #[inline(always)]
     pub(crate) fn begin(lock: Updating<'a>) -> Result<Transaction<'a>> {
         Self::begin_with(None, lock)
     }
 
+    #[inline(always)]
     fn begin_with(owner: Option<Owner>, mut lock: Updating<'a>) -> Result<Transaction<'a>> {
-        let staging = Staging::begin(&mut lock)?;
         lock.trace(Op::Begin, Region::default, Ok(()));
-        Ok(Transaction { staging: Some(staging), lock, _owner: owner })
+        match Staging::begin(&mut lock) {
+            Ok(staging) => Ok(Transaction { staging: Some(staging), lock, _owner: owner }),
+            Err(errno) => {
+                lock.trace(Op::Abort, Region::default, Ok(()));
+                Err(errno)
+            }
+        }
     }
 
     fn staging(&self) -> &Staging {
