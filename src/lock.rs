@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Nobody holds it.
 const FREE: u32 = 0;
-/// Held, and nobody sleeps.
+/// Held, and nobody sleeps; but for those beside one that is awake and comes to the lock.
 const HELD: u32 = 1;
 /// Held, and somebody may sleep.
 const CONTENDED: u32 = 2;
@@ -95,12 +95,13 @@ impl UpdateLock {
         }
     }
 
-    /// The holder is about to wait for readers: those who wait for the lock inside a section are refused.
+    /// The holder is about to wait for readers: those who wait for the lock inside a section are refused. All are
+    /// woken, whatever the state says: `unlock` wakes one of those who sleep, and where the lock is taken before that
+    /// one comes to it, the state does not tell of the others.
     pub(crate) fn begin_waiting(&self) {
         debug_assert!(self.is_mine());
-        if self.state.swap(WAITING, Ordering::Relaxed) != HELD {
-            futex_wake(&self.state, i32::MAX);
-        }
+        self.state.store(WAITING, Ordering::Relaxed);
+        futex_wake(&self.state, i32::MAX);
     }
 
     /// The wait is over.
@@ -169,5 +170,27 @@ mod tests {
             assert_eq!(outside.join().unwrap(), Ok(()));
         });
         assert!(!lock.is_held());
+    }
+
+    /// Of two that sleep, one is woken by an unlock, and the lock is taken again before it says that the other sleeps.
+    #[test]
+    #[cfg_attr(miri, ignore)]
+    fn whoever_would_deadlock_is_refused_also_where_the_state_says_that_nobody_sleeps() {
+        let lock = UpdateLock::new();
+        for _ in 0..50 {
+            lock.lock(|| false).unwrap();
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| lock.lock(|| true).map(|()| lock.unlock()));
+                }
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                lock.unlock();
+                lock.lock(|| false).unwrap();
+                lock.begin_waiting();
+                // Both end now, one way or the other, or the scope never does.
+            });
+            lock.end_waiting();
+            lock.unlock();
+        }
     }
 }
