@@ -5,65 +5,112 @@
 
 #include "test.h"
 
-static int new_with_size(size_t size)
-{
-    struct memslots_config config = default_config();
-    struct memslots *ms = NULL;
+#define SMALLEST_CONFIG offsetof(struct memslots_config, hva_limit)
 
-    config.size = size;
-    int err = memslots_new(&config, &ms);
+// A config of any size: what a later version may have added follows.
+union any_config {
+    struct memslots_config known;
+    unsigned char bytes[4096 + 64];
+};
+
+static union any_config config;
+
+static void set_up_config(size_t size)
+{
+    memset(&config, 0, sizeof(config));
+    config.known = default_config();
+    config.known.size = size;
+}
+
+static int new_with_config(void)
+{
+    struct memslots *ms = NULL;
+    int err = memslots_new(&config.known, &ms);
+
+    CHECK((err == 0) == (ms != NULL));
     memslots_free(ms);
     return err;
 }
 
+// Too small is refused, what is missing has its default, and what is beyond must be zero.
+static void config_of_every_size(void)
+{
+    for (size_t size = 0; size <= 2 * sizeof(config.known); size++) {
+        set_up_config(size);
+        CHECK_EQ(new_with_config(), size < SMALLEST_CONFIG ? -EINVAL : 0);
+        for (size_t i = sizeof(config.known); i < size; i++) {
+            config.bytes[i] = 1;
+            CHECK_EQ(new_with_config(), -E2BIG);
+            config.bytes[i] = 0;
+        }
+        config.bytes[size < sizeof(config.known) ? sizeof(config.known) : size] =
+            1; // not looked at
+        CHECK_EQ(new_with_config(), size < SMALLEST_CONFIG ? -EINVAL : 0);
+    }
+}
+
 static void config_of_nonsense_size(void)
 {
-    CHECK_EQ(new_with_size(0), -EINVAL);
-    CHECK_EQ(new_with_size(1), -EINVAL);
-    CHECK_EQ(new_with_size(7), -EINVAL);
-    CHECK_EQ(new_with_size(offsetof(struct memslots_config, hva_limit) - 1), -EINVAL);
-    CHECK_EQ(new_with_size(SIZE_MAX), -E2BIG);
+    set_up_config(4096);
+    CHECK_EQ(new_with_config(), 0);
+    config.known.size = 4097;
+    CHECK_EQ(new_with_config(), -E2BIG);
+    config.known.size = SIZE_MAX; // not looked through to its end
+    CHECK_EQ(new_with_config(), -E2BIG);
 }
 
 // As a program would have it that was built before the last members were added.
 static void an_older_config(void)
 {
-    struct memslots_config config = default_config();
-    struct memslots *ms = NULL;
+    for (size_t size = SMALLEST_CONFIG; size < SMALLEST_CONFIG + sizeof(uint64_t); size++) {
+        struct memslots *ms = NULL;
 
-    config.size = offsetof(struct memslots_config, hva_limit);
-    config.hva_limit = 1; // not to be looked at
-    config.gpa_bits = 1;  // nor this
-    config.max_garbage = 1;
-    config.max_slots = 10;
-    CHECK_EQ(memslots_new(&config, &ms), 0);
-    CHECK_EQ(set(ms, 9, 1000, 10), 0);
-    CHECK_EQ(set(ms, 10, 2000, 10), -EINVAL);
-    memslots_free(ms);
-}
-
-// As a later program would have it, with members that this library cannot honour.
-static void a_newer_config(void)
-{
-    struct {
-        struct memslots_config known;
-        char unknown[64];
-    } config;
-    struct memslots *ms = NULL;
-
-    memset(&config, 0, sizeof(config));
-    config.known = default_config();
-    config.known.size = sizeof(config);
-    CHECK_EQ(memslots_new(&config.known, &ms), 0); // it asks for nothing that is not there
-    memslots_free(ms);
-    ms = NULL;
-    for (size_t i = 0; i < sizeof(config.unknown); i++) {
-        memset(config.unknown, 0, sizeof(config.unknown));
-        config.unknown[i] = 1;
-        CHECK_EQ(memslots_new(&config.known, &ms), -E2BIG);
-        CHECK(ms == NULL);
+        set_up_config(size);
+        config.known.hva_limit = 1; // not to be looked at, and no part of it
+        config.known.gpa_bits = 1;  // nor this
+        config.known.max_garbage = 1;
+        config.known.max_slots = 10;
+        CHECK_EQ(memslots_new(&config.known, &ms), 0);
+        CHECK_EQ(set(ms, 9, 1000, 10), 0);
+        CHECK_EQ(set(ms, 10, 2000, 10), -EINVAL);
+        memslots_free(ms);
     }
 }
+
+// No byte is written beyond the caller's struct, and what it has beyond the library's is zero: so
+// memslots_new accepts what memslots_config_init filled in, whichever of the two is newer.
+static void defaults_of_every_size(void)
+{
+    for (size_t size = 0; size <= 2 * sizeof(config.known); size++) {
+        memset(&config, 0xa5, sizeof(config));
+        memslots_config_init_sized(&config.known, size);
+        for (size_t i = size < SMALLEST_CONFIG ? 0 : size; i < sizeof(config); i++)
+            CHECK(config.bytes[i] == 0xa5);
+        if (size < SMALLEST_CONFIG)
+            continue;
+        CHECK_EQ(config.known.size, size);
+        CHECK_EQ(new_with_config(), 0);
+        for (size_t i = sizeof(config.known); i < size; i++)
+            CHECK(config.bytes[i] == 0);
+    }
+}
+
+// The function, for programs that cannot use the macro, fills in the struct of version 0.2.0.
+static void defaults_without_the_macro(void)
+{
+    memset(&config, 0xa5, sizeof(config));
+    (memslots_config_init)(&config.known);
+    CHECK_EQ(config.known.size,
+             offsetof(struct memslots_config, max_garbage) + sizeof(config.known.max_garbage));
+    CHECK(config.bytes[config.known.size] == 0xa5);
+    CHECK_EQ(new_with_config(), 0);
+}
+
+// Hooks of any size: what a later version may have added follows.
+static union any_ops {
+    struct memslots_ops known;
+    unsigned char bytes[4096 + 64];
+} ops;
 
 static int nr_released;
 
@@ -74,63 +121,62 @@ static void release(void *ctx, const struct memslot *gone)
     nr_released++;
 }
 
-static int new_with_ops(const void *ops, struct memslots **ms)
+static void set_up_ops(size_t size)
 {
-    struct memslots_config config = default_config();
+    memset(&ops, 0, sizeof(ops));
+    ops.known.size = size;
+    ops.known.release = release;
+}
 
-    config.ops = ops;
-    return memslots_new(&config, ms);
+// The status of a table with these hooks; where it could be made, that they are called.
+static int new_with_ops(const void *hooks)
+{
+    struct memslots_config with_ops = default_config();
+    struct memslots *ms = NULL;
+
+    with_ops.ops = (const struct memslots_ops *)hooks;
+    int err = memslots_new(&with_ops, &ms);
+    CHECK((err == 0) == (ms != NULL));
+    nr_released = 0;
+    if (!err)
+        CHECK_EQ(set(ms, 1, 100, 10), 0);
+    memslots_free(ms);
+    return err;
 }
 
 static void ops_of_every_size(void)
 {
-    struct {
-        struct memslots_ops known;
-        unsigned char unknown[sizeof(struct memslots_ops)];
-    } ops;
-    struct memslots *ms = NULL;
-
-    for (size_t size = 0; size <= sizeof(ops); size++) {
-        memset(&ops, 0, sizeof(ops));
-        ops.known = (struct memslots_ops){MEMSLOTS_OPS_INIT, .release = release};
-        ops.known.size = size;
-        if (size < sizeof(ops.known)) {
-            CHECK_EQ(new_with_ops(&ops, &ms), -EINVAL);
-            CHECK(ms == NULL);
-            continue;
-        }
-        nr_released = 0;
-        CHECK_EQ(new_with_ops(&ops, &ms), 0);
-        set(ms, 1, 0, 10);
-        memslots_free(ms);
-        CHECK_EQ(nr_released, 1);
-        ms = NULL;
-        if (size > sizeof(ops.known)) { // the last byte that it claims is not zero
-            ops.unknown[size - sizeof(ops.known) - 1] = 1;
-            CHECK_EQ(new_with_ops(&ops, &ms), -E2BIG);
-            CHECK(ms == NULL);
+    for (size_t size = 0; size <= 2 * sizeof(ops.known); size++) {
+        set_up_ops(size);
+        CHECK_EQ(new_with_ops(&ops), size < sizeof(ops.known) ? -EINVAL : 0);
+        CHECK_EQ(nr_released, size < sizeof(ops.known) ? 0 : 1);
+        for (size_t i = sizeof(ops.known); i < size; i++) {
+            ops.bytes[i] = 1;
+            CHECK_EQ(new_with_ops(&ops), -E2BIG);
+            ops.bytes[i] = 0;
         }
     }
+    set_up_ops(4096);
+    CHECK_EQ(new_with_ops(&ops), 0);
+    CHECK_EQ(nr_released, 1);
+    ops.known.size = 4097;
+    CHECK_EQ(new_with_ops(&ops), -E2BIG);
+    ops.known.size = SIZE_MAX;
+    CHECK_EQ(new_with_ops(&ops), -E2BIG);
 }
 
-static void ignore(void *ctx, const struct memslot *slot)
+// Version 0.1 had a hook where the size is now, set or NULL. On the heap, so that memcheck sees whether
+// anything beyond it is read.
+static void ops_of_version_0_1(void)
 {
-    (void)ctx;
-    (void)slot;
-}
+    void (**hooks)(void) = (void (**)(void))calloc(5, sizeof(*hooks)); // flush ... release
 
-// What a program for version 0.1 has in memory, compiled anew: hooks from the first word on.
-static void hooks_of_version_0_1(void)
-{
-    void (*ops[5 + sizeof(struct memslots_ops) / sizeof(void *)])(void *,
-                                                                  const struct memslot *) = {0};
-    struct memslots *ms = NULL;
-
-    ops[4] = release; // no flush: the first word is NULL
-    CHECK_EQ(new_with_ops(ops, &ms), -EINVAL);
-    ops[0] = ignore; // a flush
-    CHECK_EQ(new_with_ops(ops, &ms), -E2BIG);
-    CHECK(ms == NULL);
+    REQUIRE(hooks);
+    hooks[4] = (void (*)(void))release;
+    CHECK_EQ(new_with_ops(hooks), -EINVAL);
+    hooks[0] = (void (*)(void))release;
+    CHECK_EQ(new_with_ops(hooks), -E2BIG);
+    free(hooks);
 }
 
 static int stop(void *ctx, uint32_t why)
@@ -146,14 +192,44 @@ static void go_on(void *ctx)
 
 static void a_pause_without_a_resume(void)
 {
-    struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .pause = stop};
+    set_up_ops(sizeof(ops.known));
+    ops.known.pause = stop;
+    CHECK_EQ(new_with_ops(&ops), -EINVAL);
+    ops.known.resume = go_on;
+    CHECK_EQ(new_with_ops(&ops), 0);
+    ops.known.pause = NULL;
+    CHECK_EQ(new_with_ops(&ops), 0);
+}
+
+// A program's hooks are copied: it may change or lose its own.
+static void ops_are_copied(void)
+{
+    struct memslots_config with_ops = default_config();
     struct memslots *ms = NULL;
 
-    CHECK_EQ(new_with_ops(&ops, &ms), -EINVAL);
-    CHECK(ms == NULL);
-    ops.resume = go_on;
-    CHECK_EQ(new_with_ops(&ops, &ms), 0);
+    set_up_ops(sizeof(ops.known));
+    with_ops.ops = &ops.known;
+    REQUIRE(memslots_new(&with_ops, &ms) == 0);
+    memset(&ops, 0xa5, sizeof(ops));
+    nr_released = 0;
+    CHECK_EQ(set(ms, 1, 100, 10), 0);
     memslots_free(ms);
+    CHECK_EQ(nr_released, 1);
+}
+
+// What programs are compiled with cannot change any more.
+static void the_layout_of_ops(void)
+{
+    CHECK_EQ(offsetof(struct memslots_ops, size), 0);
+    CHECK_EQ(offsetof(struct memslots_ops, pause), 8);
+    CHECK_EQ(offsetof(struct memslots_ops, resume), 16);
+    CHECK_EQ(offsetof(struct memslots_ops, dirty), 24);
+    CHECK_EQ(offsetof(struct memslots_ops, flush), 32);
+    CHECK_EQ(offsetof(struct memslots_ops, prepare), 40);
+    CHECK_EQ(offsetof(struct memslots_ops, cancel), 48);
+    CHECK_EQ(offsetof(struct memslots_ops, commit), 56);
+    CHECK_EQ(offsetof(struct memslots_ops, release), 64);
+    CHECK_EQ(offsetof(struct memslots_ops, unmap), 72);
 }
 
 static void stats_of_every_size(void)
@@ -172,7 +248,7 @@ static void stats_of_every_size(void)
             CHECK_EQ(err, -EINVAL);
         } else {
             CHECK_EQ(err, 0);
-            CHECK(out.known.size <= size);
+            CHECK_EQ(out.known.size, size < sizeof(out.known) ? size : sizeof(out.known));
         }
         for (size_t i = size; i < sizeof(out); i++) // not a byte more than there is room for
             CHECK(((unsigned char *)&out)[i] == 0xa5);
@@ -219,12 +295,16 @@ static void the_region_is_the_kernel_s(void)
 
 int main(void)
 {
+    RUN(config_of_every_size);
     RUN(config_of_nonsense_size);
     RUN(an_older_config);
-    RUN(a_newer_config);
+    RUN(defaults_of_every_size);
+    RUN(defaults_without_the_macro);
     RUN(ops_of_every_size);
-    RUN(hooks_of_version_0_1);
+    RUN(ops_of_version_0_1);
     RUN(a_pause_without_a_resume);
+    RUN(ops_are_copied);
+    RUN(the_layout_of_ops);
     RUN(stats_of_every_size);
     RUN(reader_stats_of_every_size);
     RUN(the_region_is_the_kernel_s);

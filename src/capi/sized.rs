@@ -50,8 +50,8 @@ pub(super) unsafe fn read<T: Input>(given: *const T) -> Result<Option<T>> {
         return Err(Errno::EINVAL);
     }
     let known = size.min(size_of::<T>());
-    // SAFETY: not read but where there are that many bytes, by the caller's promise.
-    if size > LARGEST || unsafe { from_raw_parts(given.cast::<u8>(), size) }[known..].iter().any(|&byte| byte != 0) {
+    // SAFETY: `size` bytes are there, by the caller's promise, where it is no larger than that.
+    if size > LARGEST || unsafe { !is_zero(given.cast::<u8>().add(known), size - known) } {
         return Err(Errno::E2BIG);
     }
     let mut value = T::defaults();
@@ -59,6 +59,13 @@ pub(super) unsafe fn read<T: Input>(given: *const T) -> Result<Option<T>> {
     // SAFETY: both have that many bytes; any bits are good for the fields.
     unsafe { given.cast::<u8>().copy_to_nonoverlapping((&raw mut value).cast(), whole) };
     Ok(Some(value))
+}
+
+/// # Safety
+/// `count` bytes are there.
+unsafe fn is_zero(bytes: *const u8, count: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { from_raw_parts(bytes, count) }.iter().all(|&byte| byte == 0)
 }
 
 /// Fills in the defaults of a struct that a caller is going to give: as much as fits in `size` bytes, zero for what is
