@@ -167,6 +167,20 @@ enum memslots_change_kind {
 };
 
 /**
+ * Why `pause` is called, one bit each.
+ */
+enum memslots_pause_reason {
+    /**
+     * Frames that have memory before and after the update lose it in between: KVM cannot resize a slot.
+     */
+    MEMSLOTS_PAUSE_GAP = 1,
+    /**
+     * A dirty log ends: what a vCPU writes after its bits were fetched would be in no log.
+     */
+    MEMSLOTS_PAUSE_LOG = 2,
+};
+
+/**
  * One reading thread: a vCPU, an I/O thread. Used by one thread at a time.
  */
 struct memslots_reader;
@@ -265,8 +279,8 @@ struct memslots_ops {
      */
     size_t size;
     /**
-     * Stop the vCPUs. Of updates of an attached table; this version attaches without it, and never calls it. Where it
-     * is set and `resume` is not: -EINVAL at memslots_new.
+     * Stop the vCPUs, for `why`, which is made of enum memslots_pause_reason. Of updates of an attached table; this
+     * version attaches without it, and never calls it. Where it is set and `resume` is not: -EINVAL at memslots_new.
      */
     int (*pause)(void *ctx, uint32_t why);
     /**
@@ -544,8 +558,9 @@ void memslots_config_init_sized(struct memslots_config *config,
  * Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
  * memslots_free.
  *
- * Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`),
- * -E2BIG (a size above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
+ * Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`,
+ * a `sync` above 1, `ops` smaller than those of version 0.2, a `pause` without `resume`), -E2BIG (config or ops: a size
+ * above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_new(const struct memslots_config *config,
@@ -1129,20 +1144,21 @@ struct memslots_reader_hot {
     const struct memslot *slot;
 };
 
-/* The library asserts the same of its side. */
+/* The library asserts the same of its side. C99 has no assertion of its own. */
 #if defined(__cplusplus)
-#define MEMSLOTS_ASSERT(condition) static_assert(condition, #condition)
+#define MEMSLOTS_ASSERT(name, condition) static_assert(condition, #condition)
 #elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
-#define MEMSLOTS_ASSERT(condition) _Static_assert(condition, #condition)
+#define MEMSLOTS_ASSERT(name, condition) _Static_assert(condition, #condition)
 #else
-#define MEMSLOTS_ASSERT(condition) struct memslots_assert
+#define MEMSLOTS_ASSERT(name, condition) typedef char memslots_##name[(condition) ? 1 : -1]
 #endif
-MEMSLOTS_ASSERT(sizeof(void *) == 8);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, seq) == 0);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, key) == 8);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, base_gfn) == 16);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, npages) == 24);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, slot) == 32);
+MEMSLOTS_ASSERT(is_64_bit, sizeof(void *) == 8);
+MEMSLOTS_ASSERT(seq_at, offsetof(struct memslots_reader_hot, seq) == 0);
+MEMSLOTS_ASSERT(key_at, offsetof(struct memslots_reader_hot, key) == 8);
+MEMSLOTS_ASSERT(base_gfn_at, offsetof(struct memslots_reader_hot, base_gfn) == 16);
+MEMSLOTS_ASSERT(npages_at, offsetof(struct memslots_reader_hot, npages) == 24);
+MEMSLOTS_ASSERT(slot_at, offsetof(struct memslots_reader_hot, slot) == 32);
+#undef MEMSLOTS_ASSERT
 
 /*
  * memslots_find_gfn, with the last-used slot looked at in the caller: a gfn of the slot that the

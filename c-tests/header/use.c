@@ -39,6 +39,43 @@ int translate(struct memslots_reader *reader, uint64_t gpa, int is_write, uint64
     return memslots_gpa_to_hva(reader, 0, gpa, access, hva, NULL);
 }
 
+// Hooks begin with their size. C names the others; GCC's -Wextra wants all of them in C++.
+static void release(void *ctx, const struct memslot *gone)
+{
+    (void)ctx;
+    (void)gone;
+}
+
+#if !defined(__cplusplus)
+static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = release};
+#elif __cplusplus >= 202002L
+static const struct memslots_ops ops = {
+    MEMSLOTS_OPS_INIT, .pause = NULL,  .resume = NULL, .dirty = NULL,      .flush = NULL,
+    .prepare = NULL,   .cancel = NULL, .commit = NULL, .release = release, .unmap = NULL};
+#else
+static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                                        release,           NULL};
+#endif
+
+int make_a_table(struct memslots **out);
+
+int make_a_table(struct memslots **out)
+{
+    struct memslots_config config;
+
+    memslots_config_init(&config);
+    config.ops = &ops;
+    return memslots_new(&config, out);
+}
+
+// Why vCPUs are stopped is made of bits.
+int is_for_a_gap(uint32_t why);
+
+int is_for_a_gap(uint32_t why)
+{
+    return (why & MEMSLOTS_PAUSE_GAP) && !(why & MEMSLOTS_PAUSE_LOG);
+}
+
 // The last-used slot is looked at in the program itself.
 const struct memslot *find(struct memslots_reader *reader, uint64_t gfn);
 

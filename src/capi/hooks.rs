@@ -43,8 +43,8 @@ pub struct memslots_ops {
     /// version 0.1 that was only compiled anew must not lose its hooks. Larger than the library's, and not zero there:
     /// -E2BIG.
     pub size: usize,
-    /// Stop the vCPUs. Of updates of an attached table; this version attaches without it, and never calls it. Where it
-    /// is set and `resume` is not: -EINVAL at memslots_new.
+    /// Stop the vCPUs, for `why`, which is made of enum memslots_pause_reason. Of updates of an attached table; this
+    /// version attaches without it, and never calls it. Where it is set and `resume` is not: -EINVAL at memslots_new.
     pub pause: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, why: u32) -> c_int>,
     /// Let the vCPUs run again. Likewise never called by this version.
     pub resume: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void)>,

@@ -76,6 +76,15 @@ pub enum memslots_change_kind {
     MEMSLOTS_MERGE = 6,
 }
 
+/// Why `pause` is called, one bit each.
+#[repr(C)]
+pub enum memslots_pause_reason {
+    /// Frames that have memory before and after the update lose it in between: KVM cannot resize a slot.
+    MEMSLOTS_PAUSE_GAP = 1,
+    /// A dirty log ends: what a vCPU writes after its bits were fetched would be in no log.
+    MEMSLOTS_PAUSE_LOG = 2,
+}
+
 /// An answer as C has it: 0 or more, or a negative errno.
 trait Answer {
     fn into_c(self) -> i32;

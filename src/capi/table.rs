@@ -130,8 +130,9 @@ pub unsafe extern "C" fn memslots_config_init_sized(config: *mut memslots_config
 /// Makes an empty table. `config` NULL: the defaults. Does not block; any thread. On success `*out` is the table, until
 /// memslots_free.
 ///
-/// Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`),
-/// -E2BIG (a size above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
+/// Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`,
+/// a `sync` above 1, `ops` smaller than those of version 0.2, a `pause` without `resume`), -E2BIG (config or ops: a size
+/// above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut *mut memslots) -> c_int {
     answer(|| {

@@ -14,20 +14,21 @@ struct memslots_reader_hot {
     const struct memslot *slot;
 };
 
-/* The library asserts the same of its side. */
+/* The library asserts the same of its side. C99 has no assertion of its own. */
 #if defined(__cplusplus)
-#define MEMSLOTS_ASSERT(condition) static_assert(condition, #condition)
+#define MEMSLOTS_ASSERT(name, condition) static_assert(condition, #condition)
 #elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
-#define MEMSLOTS_ASSERT(condition) _Static_assert(condition, #condition)
+#define MEMSLOTS_ASSERT(name, condition) _Static_assert(condition, #condition)
 #else
-#define MEMSLOTS_ASSERT(condition) struct memslots_assert
+#define MEMSLOTS_ASSERT(name, condition) typedef char memslots_##name[(condition) ? 1 : -1]
 #endif
-MEMSLOTS_ASSERT(sizeof(void *) == 8);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, seq) == 0);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, key) == 8);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, base_gfn) == 16);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, npages) == 24);
-MEMSLOTS_ASSERT(offsetof(struct memslots_reader_hot, slot) == 32);
+MEMSLOTS_ASSERT(is_64_bit, sizeof(void *) == 8);
+MEMSLOTS_ASSERT(seq_at, offsetof(struct memslots_reader_hot, seq) == 0);
+MEMSLOTS_ASSERT(key_at, offsetof(struct memslots_reader_hot, key) == 8);
+MEMSLOTS_ASSERT(base_gfn_at, offsetof(struct memslots_reader_hot, base_gfn) == 16);
+MEMSLOTS_ASSERT(npages_at, offsetof(struct memslots_reader_hot, npages) == 24);
+MEMSLOTS_ASSERT(slot_at, offsetof(struct memslots_reader_hot, slot) == 32);
+#undef MEMSLOTS_ASSERT
 
 /*
  * memslots_find_gfn, with the last-used slot looked at in the caller: a gfn of the slot that the
