@@ -78,7 +78,8 @@ static void open_vm(struct vmm *vmm, bool simulate)
 
 static void open_table(struct vmm *vmm)
 {
-    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = release_memory};
+    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .release = release_memory,
+                                            .unmap = unmap_memory};
     struct memslots_config config;
 
     memslots_config_init(&config);
@@ -388,7 +389,8 @@ static void run_machine(struct vmm *vmm, struct vcpu *vcpu, struct io_thread *io
     memslots_reader_free(reader);
 }
 
-// Every slot that went was released once and by now; the table's end releases the rest.
+// Every slot that went was released once and by now; the table's end releases the rest, and then all
+// memory has been unmapped.
 static void shut_down(struct vmm *vmm, struct vcpu *vcpu)
 {
     memslots_reader_free(vcpu->reader);
@@ -401,6 +403,9 @@ static void shut_down(struct vmm *vmm, struct vcpu *vcpu)
     if (atomic_load(&vmm->nr_released) != vmm->nr_plugged)
         complain(vmm, "%" PRIu64 " slots plugged, %" PRIu64 " released in the end", vmm->nr_plugged,
                  atomic_load(&vmm->nr_released));
+    if (atomic_load(&vmm->mapped_bytes) != 0)
+        complain(vmm, "%" PRIu64 " bytes of guest memory are still mapped in the end",
+                 atomic_load(&vmm->mapped_bytes));
 }
 
 static _Noreturn void usage(const char *name)

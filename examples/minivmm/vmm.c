@@ -41,6 +41,7 @@ static struct memory *memory_new(struct vmm *vmm, uint64_t gpa, uint64_t npages)
         free(memory);
         return NULL;
     }
+    atomic_fetch_add(&vmm->mapped_bytes, npages * PAGE_SIZE);
     memory->gpa = gpa;
     memory->npages = npages;
     memory->serial = ++vmm->nr_memories;
@@ -51,20 +52,24 @@ static struct memory *memory_new(struct vmm *vmm, uint64_t gpa, uint64_t npages)
     return memory;
 }
 
-static void memory_free(struct memory *memory)
-{
-    munmap(memory->host, memory->npages * PAGE_SIZE);
-    free(memory);
-}
-
 // Called once in a slot's life, when no reader can see it any more: whoever still held it inside a
-// read section could use the memory up to now.
+// read section could use what is known of the memory up to now.
 void release_memory(void *ctx, const struct memslot *gone)
 {
     struct vmm *vmm = ctx;
 
-    memory_free(gone->opaque);
+    free(gone->opaque);
     atomic_fetch_add(&vmm->nr_released, 1);
+}
+
+// Called for memory that no slot maps any more and that no reader can still use.
+void unmap_memory(void *ctx, uint64_t hva, uint64_t size)
+{
+    struct vmm *vmm = ctx;
+
+    if (munmap((void *)(uintptr_t)hva, size) < 0)
+        complain(vmm, "munmap: %s", strerror(errno));
+    atomic_fetch_sub(&vmm->mapped_bytes, size);
 }
 
 // Table first, VM second; unplug() goes the other way. So whatever the VM has, the table has, and
@@ -83,8 +88,9 @@ int plug(struct vmm *vmm, uint64_t gpa, uint64_t npages, uint32_t flags)
         .userspace_addr = (uint64_t)(uintptr_t)memory->host,
     };
     int id = memslots_create(vmm->table, &region, memory);
-    if (id < 0) { // refused: there never was a slot, so no release either
-        memory_free(memory);
+    if (id < 0) { // refused: there never was a slot, so neither hook is called
+        unmap_memory(vmm, region.userspace_addr, region.memory_size);
+        free(memory);
         return id;
     }
 

@@ -41,8 +41,9 @@ struct vmm {
     int socket[NR_SOCKETS]; // the id of the slot plugged in there, or -1
     uint64_t nr_memories, nr_plugged, nr_unplugged, nr_refused;
     _Atomic uint64_t nr_released;
-    atomic_bool plugging; // the guest keeps to LIST_ALWAYS
-    atomic_bool reading;  // the readers go on
+    _Atomic uint64_t mapped_bytes; // of guest memory
+    atomic_bool plugging;          // the guest keeps to LIST_ALWAYS
+    atomic_bool reading;           // the readers go on
     _Atomic uint64_t nr_wrong;
 };
 
@@ -53,8 +54,9 @@ __attribute__((format(printf, 2, 3))) void complain(struct vmm *vmm, const char 
 int plug(struct vmm *vmm, uint64_t gpa, uint64_t npages, uint32_t flags);
 // And away with it; its memory goes when the last reader has let go of it.
 int unplug(struct vmm *vmm, uint16_t id);
-// For the table's configuration: the hook that gives the memory back.
+// For the table's configuration: the hooks that free what is known of a slot, and give its memory back.
 void release_memory(void *vmm, const struct memslot *gone);
+void unmap_memory(void *vmm, uint64_t hva, uint64_t size);
 
 // What stands in each page behind the dword that the guest writes: tells page and memory apart from
 // any other, also from one that was at the same place before.
