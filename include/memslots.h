@@ -46,12 +46,23 @@
  *
  * dlclose: the library stays loaded.
  *
- * System calls, for seccomp filters. Sections and lookups make none, but that the reader's epoch may
- * be advanced, which can free memory (madvise, munmap, brk as malloc does). Updates: futex where the
- * lock is contended; sched_yield and clock_nanosleep where they wait for readers; brk, mmap, munmap,
- * madvise as malloc does; ioctl on an attached VM; write to a trace, with rt_sigprocmask,
- * rt_sigpending and rt_sigtimedwait around it. memslots_attach_kvm: fcntl, readlink and ioctl.
- * memslots_new and the end of a reader or a table: getpid.
+ * System calls, for seccomp filters, beside those that the caller's hooks make:
+ *
+ *   read_lock, read_unlock, lookups,     none, but that a section may free memory: as malloc
+ *   iterators, hva caches, statistics
+ *   memslots_new                         getpid; as malloc
+ *   reader_new, reader_free              getpid, futex; as malloc
+ *   updates, transactions, reclaim,      futex; as malloc; sched_yield and clock_nanosleep where they
+ *   synchronize                          wait for readers; ioctl on an attached VM; with a trace what
+ *                                        memslots_dump calls
+ *   memslots_dump, _trace_start          write, rt_sigprocmask, rt_sigpending, rt_sigtimedwait;
+ *                                        futex; the trace fcntl and getpid
+ *   memslots_attach_kvm                  fcntl, readlink, ioctl; futex; as malloc
+ *   memslots_free                        getpid, futex; as malloc; sched_yield and clock_nanosleep
+ *                                        where it waits for readers
+ *   a hook that does not return          write to stderr, and what abort() calls
+ *
+ * "As malloc" is brk, mmap, munmap, mprotect, madvise and getrandom with the GNU C library.
  *
  * A guest_memfd that a slot names must stay open for as long as a VM may be attached: the number is
  * given to the kernel then.
@@ -307,7 +318,8 @@ struct memslots_ops {
      */
     void (*cancel)(void *ctx, const struct memslots_change *change);
     /**
-     * The new state is published.
+     * The new state is published, and the attached VM has it. Readers may still use what was before, unless there is a
+     * `flush` hook or `sync`: take pages away in `unmap` or `release`.
      */
     void (*commit)(void *ctx, const struct memslots_change *change);
     /**
@@ -559,21 +571,23 @@ void memslots_config_init_sized(struct memslots_config *config,
  * memslots_free.
  *
  * Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`,
- * a `sync` above 1, `ops` smaller than those of version 0.2, a `pause` without `resume`), -E2BIG (config or ops: a size
- * above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
+ * `ops` smaller than those of version 0.2, a `pause` without `resume`), -E2BIG (config or ops: a size above 4096, or
+ * bytes that this library does not know and that are not zero), -ENOMEM.
  */
 MEMSLOTS_CALL
 int memslots_new(const struct memslots_config *config,
                  struct memslots **out);
 
 /**
- * Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and
- * frees everything. NULL, and from inside a hook of the table: nothing happens. No other thread may be inside an
- * update, or begin one.
+ * Ends a table: aborts a transaction that is open, ends every slot, runs all releases and unmaps before it returns,
+ * and frees everything. Whether there is memory makes no difference, nor does an earlier panic. Other hooks are not
+ * called. An attached VM keeps the slots that it has: it must not run any more, since their memory is given up. NULL,
+ * and from inside a hook of the table: nothing happens. No other thread may be inside an update, or begin one. In a
+ * forked child memory is freed and no hook is called.
  *
  * Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a
- * section, this waits for it to end. From inside a section of the calling thread everything, releases included, is put
- * off until the last reader is freed, and readers find the slots until then.
+ * section, this waits for it to end. From inside a section of the calling thread everything, releases included, is
+ * put off until the last reader is freed, and readers find the slots until then.
  */
 MEMSLOTS_CALL
 void memslots_free(struct memslots *table);
@@ -582,7 +596,8 @@ void memslots_free(struct memslots *table);
  * Begins to repeat every committed change on a real VM, through KVM_SET_USER_MEMORY_REGION2 (or the first form where
  * the kernel lacks it), in an order that the kernel accepts. Where the kernel refuses one, what was made is undone,
  * the table stays as it was, and the kernel's errno comes out. Slots that exist are registered first. `vm_fd` stays
- * the caller's and must stay open; -1 detaches, and the VM keeps the slots that it has.
+ * the caller's and must stay open, as must the guest_memfd of every slot; -1 detaches, and the VM keeps the slots that
+ * it has.
  *
  * An undo that the kernel refuses too leaves the VM out of step: memslots_get_stats counts it, memslots_dump names it.
  *
@@ -1076,15 +1091,17 @@ MEMSLOTS_CALL
 const struct memslot *memslots_iter_next(struct memslots_iter *iter);
 
 /**
- * Frees what no reader can see any more and runs the releases that are due. Returns how many it ran. Does not wait for
- * readers, but for other threads' updates; any thread. 0 for NULL, and inside an update of this thread.
+ * Frees what no reader can see any more, and runs every release and unmap that is due. Returns how many releases it
+ * ran. Does not wait for readers, but for other threads' updates; any thread. 0 for NULL, and inside an update of this
+ * thread.
  */
 MEMSLOTS_CALL
 size_t memslots_reclaim(struct memslots *table);
 
 /**
- * Waits until every read-side section that is open now has ended, and runs what was due. From inside a section or an
- * update of this thread it would wait for ever: it returns at once then. Any thread.
+ * Waits for a grace period: until every read-side section that is open now has ended. Returns only when every release
+ * and unmap that was due at the call has run, here or on another thread. From inside a section or an update of this
+ * thread it would wait for ever: it returns at once then. Any thread.
  */
 MEMSLOTS_CALL
 void memslots_synchronize(struct memslots *table);

@@ -59,7 +59,8 @@ pub struct memslots_ops {
     pub prepare: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, change: *const memslots_change) -> c_int>,
     /// A later change was refused: undo your `prepare`. In reverse order.
     pub cancel: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, change: *const memslots_change)>,
-    /// The new state is published.
+    /// The new state is published, and the attached VM has it. Readers may still use what was before, unless there is a
+    /// `flush` hook or `sync`: take pages away in `unmap` or `release`.
     pub commit: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, change: *const memslots_change)>,
     /// The end of a slot's life, when no reader can see it any more: once a slot, after DELETE and MERGE. The place to
     /// free `opaque`; its memory may be another slot's by now.

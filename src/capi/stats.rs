@@ -77,16 +77,18 @@ pub struct memslots_reader_stats {
 // SAFETY: of that layout.
 unsafe impl sized::Output for memslots_reader_stats {}
 
-/// Frees what no reader can see any more and runs the releases that are due. Returns how many it ran. Does not wait for
-/// readers, but for other threads' updates; any thread. 0 for NULL, and inside an update of this thread.
+/// Frees what no reader can see any more, and runs every release and unmap that is due. Returns how many releases it
+/// ran. Does not wait for readers, but for other threads' updates; any thread. 0 for NULL, and inside an update of this
+/// thread.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_reclaim(table: *mut memslots) -> usize {
     // SAFETY: the caller's table, or NULL.
     value(0, || unsafe { given(table) }.map_or(0, |table| table.table.reclaim()))
 }
 
-/// Waits until every read-side section that is open now has ended, and runs what was due. From inside a section or an
-/// update of this thread it would wait for ever: it returns at once then. Any thread.
+/// Waits for a grace period: until every read-side section that is open now has ended. Returns only when every release
+/// and unmap that was due at the call has run, here or on another thread. From inside a section or an update of this
+/// thread it would wait for ever: it returns at once then. Any thread.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_synchronize(table: *mut memslots) {
     // SAFETY: the caller's table, or NULL.

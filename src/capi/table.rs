@@ -131,8 +131,8 @@ pub unsafe extern "C" fn memslots_config_init_sized(config: *mut memslots_config
 /// memslots_free.
 ///
 /// Errors: -EINVAL (a NULL `out`, a number outside of its range, a size that has no room for the fields up to `ctx`,
-/// a `sync` above 1, `ops` smaller than those of version 0.2, a `pause` without `resume`), -E2BIG (config or ops: a size
-/// above 4096, or bytes that this library does not know and that are not zero), -ENOMEM.
+/// `ops` smaller than those of version 0.2, a `pause` without `resume`), -E2BIG (config or ops: a size above 4096, or
+/// bytes that this library does not know and that are not zero), -ENOMEM.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut *mut memslots) -> c_int {
     answer(|| {
@@ -149,13 +149,15 @@ pub unsafe extern "C" fn memslots_new(config: *const memslots_config, out: *mut 
     })
 }
 
-/// Ends a table: aborts an open transaction of this thread's, takes the slots away, runs every release still owed and
-/// frees everything. NULL, and from inside a hook of the table: nothing happens. No other thread may be inside an
-/// update, or begin one.
+/// Ends a table: aborts a transaction that is open, ends every slot, runs all releases and unmaps before it returns,
+/// and frees everything. Whether there is memory makes no difference, nor does an earlier panic. Other hooks are not
+/// called. An attached VM keeps the slots that it has: it must not run any more, since their memory is given up. NULL,
+/// and from inside a hook of the table: nothing happens. No other thread may be inside an update, or begin one. In a
+/// forked child memory is freed and no hook is called.
 ///
 /// Readers should be freed before. Those that are left find nothing any more; where one of another thread is in a
-/// section, this waits for it to end. From inside a section of the calling thread everything, releases included, is put
-/// off until the last reader is freed, and readers find the slots until then.
+/// section, this waits for it to end. From inside a section of the calling thread everything, releases included, is
+/// put off until the last reader is freed, and readers find the slots until then.
 #[no_mangle]
 pub unsafe extern "C" fn memslots_free(table: *mut memslots) {
     // SAFETY: the caller's table, or NULL.
@@ -172,7 +174,8 @@ pub unsafe extern "C" fn memslots_free(table: *mut memslots) {
 /// Begins to repeat every committed change on a real VM, through KVM_SET_USER_MEMORY_REGION2 (or the first form where
 /// the kernel lacks it), in an order that the kernel accepts. Where the kernel refuses one, what was made is undone,
 /// the table stays as it was, and the kernel's errno comes out. Slots that exist are registered first. `vm_fd` stays
-/// the caller's and must stay open; -1 detaches, and the VM keeps the slots that it has.
+/// the caller's and must stay open, as must the guest_memfd of every slot; -1 detaches, and the VM keeps the slots that
+/// it has.
 ///
 /// An undo that the kernel refuses too leaves the VM out of step: memslots_get_stats counts it, memslots_dump names it.
 ///

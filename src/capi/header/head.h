@@ -46,12 +46,23 @@
  *
  * dlclose: the library stays loaded.
  *
- * System calls, for seccomp filters. Sections and lookups make none, but that the reader's epoch may
- * be advanced, which can free memory (madvise, munmap, brk as malloc does). Updates: futex where the
- * lock is contended; sched_yield and clock_nanosleep where they wait for readers; brk, mmap, munmap,
- * madvise as malloc does; ioctl on an attached VM; write to a trace, with rt_sigprocmask,
- * rt_sigpending and rt_sigtimedwait around it. memslots_attach_kvm: fcntl, readlink and ioctl.
- * memslots_new and the end of a reader or a table: getpid.
+ * System calls, for seccomp filters, beside those that the caller's hooks make:
+ *
+ *   read_lock, read_unlock, lookups,     none, but that a section may free memory: as malloc
+ *   iterators, hva caches, statistics
+ *   memslots_new                         getpid; as malloc
+ *   reader_new, reader_free              getpid, futex; as malloc
+ *   updates, transactions, reclaim,      futex; as malloc; sched_yield and clock_nanosleep where they
+ *   synchronize                          wait for readers; ioctl on an attached VM; with a trace what
+ *                                        memslots_dump calls
+ *   memslots_dump, _trace_start          write, rt_sigprocmask, rt_sigpending, rt_sigtimedwait;
+ *                                        futex; the trace fcntl and getpid
+ *   memslots_attach_kvm                  fcntl, readlink, ioctl; futex; as malloc
+ *   memslots_free                        getpid, futex; as malloc; sched_yield and clock_nanosleep
+ *                                        where it waits for readers
+ *   a hook that does not return          write to stderr, and what abort() calls
+ *
+ * "As malloc" is brk, mmap, munmap, mprotect, madvise and getrandom with the GNU C library.
  *
  * A guest_memfd that a slot names must stay open for as long as a VM may be attached: the number is
  * given to the kernel then.
