@@ -25,17 +25,17 @@ use crate::working_copy::{Publication, Store, WorkingCopy};
 use crossbeam_epoch::LocalHandle;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicUsize, Ordering};
-use std::sync::Mutex;
+use std::sync::{Mutex, TryLockError};
 
 /// Bytes of garbage from which on every update helps the epoch on.
 const MUCH_GARBAGE: usize = 1 << 20;
 
-/// A participant that whoever waits for readers without the update lock uses in turn.
-struct Waiter(LocalHandle);
+/// A participant that whoever waits for readers without the update lock uses in turn. Ended by hand: see `end_waiter`.
+struct Waiter(ManuallyDrop<LocalHandle>);
 
 // SAFETY: as for `Lane`: no tie to a thread, and a mutex around it.
 unsafe impl Send for Waiter {}
@@ -187,7 +187,7 @@ impl Shared {
         let lane = Lane::new(&domain)?;
         let mut store = Store::new();
         let [root, last_state] = store.empty_roots(limits.nr_address_spaces)?;
-        let waiter = Waiter(domain.register());
+        let waiter = Waiter(ManuallyDrop::new(domain.register()));
         let mut numbers = Numbers::new();
         let current = Current::new(root, &mut numbers);
         let writer = Writer::new(lane, numbers, last_state);
@@ -528,6 +528,18 @@ impl Shared {
         self.current.publish(last, numbers);
     }
 
+    /// Ends the participant of those who wait without the update lock. False where one of them was waiting in another
+    /// thread when the process forked: it stays as it is, locked, and nobody will ever come back to it.
+    fn end_waiter(&self) -> bool {
+        let mut waiter = match self.waiter.try_lock() {
+            Ok(waiter) => waiter,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        drop(waiter.take().map(|Waiter(handle)| ManuallyDrop::into_inner(handle)));
+        true
+    }
+
     /// The last of the table, its readers and its transactions is gone: everything goes, and every release still owed
     /// is run. By pointer, since releases look in here, as does what the collector runs at its end: there is no `&mut
     /// Shared` before all of that is over. In a forked child no hook is called: what they know of is the parent's.
@@ -543,13 +555,13 @@ impl Shared {
         let held = shared().lock.is_held();
         // A release that calls back in is refused, as any hook is.
         shared().lock.take_over();
-        *shared().waiter.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        let in_use = !shared().end_waiter();
         // SAFETY: alive, and nobody else's; what is borrowed as mutable is in cells, and apart.
         let (writer, pool) = unsafe { (&mut *shared().writer.get(), &mut (*shared().store.get()).pool) };
         // SAFETY: all other participants are gone.
         unsafe { writer.lane.leave(&raw mut (*this.as_ptr()).domain) };
-        if held && forked {
-            // Another thread may have been in the middle of an update when the process forked. The memory goes,
+        if forked && (held || in_use) {
+            // Another thread may have been in an update, or waiting, when the process forked. The memory goes,
             // unlooked at.
             return pool.expect_leaks();
         }
