@@ -104,10 +104,18 @@ static void release(void *ctx, const struct memslot *gone)
     linger();
 }
 
-static const struct memslots_ops all_ops = {MEMSLOTS_OPS_INIT,     .flush = flush,
-                                            .prepare = prepare,    .cancel = change_hook,
-                                            .commit = change_hook, .release = release};
+static void unmap(void *ctx, uint64_t hva, uint64_t size)
+{
+    (void)ctx;
+    CHECK(hva >= HVA && size > 0);
+    linger();
+}
+
+static const struct memslots_ops all_ops = {
+    MEMSLOTS_OPS_INIT,     .flush = flush,     .prepare = prepare, .cancel = change_hook,
+    .commit = change_hook, .release = release, .unmap = unmap};
 static const struct memslots_ops release_only = {MEMSLOTS_OPS_INIT, .release = release};
+static const struct memslots_ops unmap_only = {MEMSLOTS_OPS_INIT, .unmap = unmap};
 
 // ---- the table: slots 0 to 9 ----
 
@@ -315,6 +323,27 @@ static void releases(void)
     }
 }
 
+static void synchronize_without_release(void)
+{
+    memslots_synchronize(ms);
+}
+
+static void unmaps(void)
+{
+    struct call calls[] = {
+        {.name = "synchronize", .run = synchronize_without_release},
+        {.name = "free", .run = free_table},
+    };
+
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        set_up(&unmap_only, 0);
+        make_a_release_due();
+        cancel_in_hook(&calls[i]);
+        nr_created = 0; // as far as release has heard
+        tear_down();
+    }
+}
+
 static void the_release_in_an_update(void)
 {
     struct call call = {.name = "delete", .run = delete};
@@ -355,15 +384,10 @@ static void cancel_while_it_waits(struct call *call)
     end_call(call);
 }
 
-static void synchronize_with_nothing_due(void)
-{
-    memslots_synchronize(ms);
-}
-
 static void waits_for_readers(void)
 {
     struct call calls[] = {
-        {.name = "synchronize", .run = synchronize_with_nothing_due},
+        {.name = "synchronize", .run = synchronize_without_release},
         {.name = "try_synchronize", .run = try_synchronize},
         {.name = "free", .run = free_it},
         {.name = "flush", .run = delete},
@@ -554,6 +578,7 @@ int main(void)
 {
     RUN(updates_with_every_hook);
     RUN(releases);
+    RUN(unmaps);
     RUN(the_release_in_an_update);
     RUN(the_releases_of_the_last_reader);
     RUN(waits_for_readers);

@@ -42,12 +42,10 @@ int refuse_slot_2(void *, const memslots_change *change)
     return change->new_slot && change->new_slot->id == 2 ? -EPERM : 0;
 }
 
-#ifdef MEMSLOTS_TEST_UNMAP
 void leave_unmap(void *, uint64_t, uint64_t)
 {
     leave();
 }
-#endif
 
 memslots *table(const memslots_ops &ops)
 {
@@ -202,16 +200,13 @@ void each_late_hook(const char *hook, const memslots_ops &ops)
 
 void every_hook()
 {
-    memslots_ops release = no_hooks();
+    memslots_ops release = no_hooks(), unmap = no_hooks();
 
     release.release = leave_slot;
+    unmap.unmap = leave_unmap;
     each_hook();
     each_late_hook("release", release);
-#ifdef MEMSLOTS_TEST_UNMAP
-    memslots_ops unmap = no_hooks();
-    unmap.unmap = leave_unmap;
     each_late_hook("unmap", unmap);
-#endif
 }
 
 void an_exception_out_of_a_hook()

@@ -63,7 +63,7 @@ static void fork_now(void)
 
 // ---- hooks, in one of which it is done ----
 
-enum hook { NONE, FLUSH, PREPARE, CANCEL, COMMIT, RELEASE };
+enum hook { NONE, FLUSH, PREPARE, CANCEL, COMMIT, RELEASE, UNMAP };
 static enum hook forks_in;
 static int nr_released;
 static atomic_bool stays; // the hook waits for another thread to fork
@@ -120,11 +120,18 @@ static void release(void *ctx, const struct memslot *gone)
     in_hook(RELEASE);
 }
 
+static void unmap(void *ctx, uint64_t hva, uint64_t size)
+{
+    (void)ctx;
+    CHECK(hva >= HVA && size > 0);
+    in_hook(UNMAP);
+}
+
 static void set_up(void)
 {
-    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT,  .flush = flush,
-                                            .prepare = prepare, .cancel = cancel,
-                                            .commit = commit,   .release = release};
+    static const struct memslots_ops ops = {MEMSLOTS_OPS_INIT, .flush = flush,   .prepare = prepare,
+                                            .cancel = cancel,  .commit = commit, .release = release,
+                                            .unmap = unmap};
     struct memslots_config config = default_config();
 
     config.ops = &ops;
@@ -287,9 +294,9 @@ static void refused(void)
 
 static void in_each_hook(void)
 {
-    static const enum hook hooks[] = {FLUSH, PREPARE, COMMIT, RELEASE};
+    static const enum hook hooks[] = {FLUSH, PREPARE, COMMIT, RELEASE, UNMAP};
 
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof(hooks) / sizeof(hooks[0]); i++) {
         set_up();
         forks_in = hooks[i];
         delete_and_create();
@@ -304,21 +311,27 @@ static void in_each_hook(void)
 }
 
 // What the table's end calls: the child is inside of memslots_free itself.
-static void in_the_releases_of_the_end(void)
+static void end_with(enum hook hook, bool reader_left)
 {
-    for (int reader_left = 0; reader_left < 2; reader_left++) {
-        set_up();
-        struct memslots_reader *last = reader;
-        if (!reader_left)
-            memslots_reader_free(reader);
-        reader = NULL;
-        forks_in = RELEASE;
-        memslots_free(ms);
-        CHECK_EQ(forks_in, NONE);
-        CHECK_EQ(nr_released, 50);
-        if (reader_left)
-            memslots_reader_free(last);
-    }
+    set_up();
+    struct memslots_reader *last = reader;
+    if (!reader_left)
+        memslots_reader_free(reader);
+    reader = NULL;
+    forks_in = hook;
+    memslots_free(ms);
+    CHECK_EQ(forks_in, NONE);
+    CHECK_EQ(nr_released, 50);
+    if (reader_left)
+        memslots_reader_free(last);
+}
+
+static void in_the_hooks_of_the_end(void)
+{
+    end_with(RELEASE, false);
+    end_with(RELEASE, true);
+    end_with(UNMAP, false);
+    end_with(UNMAP, true);
 }
 
 static void *run_delete_and_create(void *arg)
@@ -329,9 +342,9 @@ static void *run_delete_and_create(void *arg)
 
 static void while_another_thread_is_in_a_hook(void)
 {
-    static const enum hook hooks[] = {FLUSH, PREPARE, COMMIT, RELEASE};
+    static const enum hook hooks[] = {FLUSH, PREPARE, COMMIT, RELEASE, UNMAP};
 
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof(hooks) / sizeof(hooks[0]); i++) {
         set_up();
         forks_in = hooks[i];
         atomic_store(&stays, true);
@@ -399,7 +412,7 @@ int main(void)
     RUN(in_a_section);
     RUN(while_another_thread_is_in_a_section);
     RUN(in_each_hook);
-    RUN(in_the_releases_of_the_end);
+    RUN(in_the_hooks_of_the_end);
     RUN(while_another_thread_is_in_a_hook);
     RUN(while_another_thread_waits_for_readers);
     RUN(while_another_thread_waits_for_the_lock);

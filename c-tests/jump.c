@@ -24,6 +24,15 @@ static void leave_slot(void *ctx, const struct memslot *slot)
         longjmp(out, 1);
 }
 
+static void leave_unmap(void *ctx, uint64_t hva, uint64_t size)
+{
+    (void)ctx;
+    (void)hva;
+    (void)size;
+    if (armed)
+        longjmp(out, 1);
+}
+
 static void leave_change(void *ctx, const struct memslots_change *change)
 {
     (void)ctx;
@@ -141,6 +150,7 @@ static void a_jump_out_of_a_hook_leaves_the_lock_held(void)
          false},
         {{MEMSLOTS_OPS_INIT, .commit = leave_change}, delete_1_and_create_2, -1, 2, false},
         {{MEMSLOTS_OPS_INIT, .release = leave_slot}, delete_1_and_synchronize, -1, -1, false},
+        {{MEMSLOTS_OPS_INIT, .unmap = leave_unmap}, delete_1_and_synchronize, -1, -1, false},
     };
 
     for (size_t i = 0; i < sizeof(jumps) / sizeof(jumps[0]); i++) {
