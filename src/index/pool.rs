@@ -35,6 +35,7 @@ pub(crate) const fn lines_of(bytes: usize) -> usize {
 
 /// Stands at the start of every chunk, and takes one line.
 struct Chunk {
+    /// The one after it.
     next: *mut Chunk,
     bytes: usize,
 }
@@ -65,7 +66,8 @@ pub(crate) struct Pool {
     /// What no class has yet: `bump..end` in the newest chunk.
     bump: *mut u8,
     end: *mut u8,
-    chunks: *mut Chunk,
+    oldest: *mut Chunk,
+    newest: *mut Chunk,
     held: usize,
     used: usize,
     may_leak: bool,
@@ -84,7 +86,8 @@ impl Pool {
             free: [null_mut(); MAX_LINES + 1],
             bump: null_mut(),
             end: null_mut(),
-            chunks: null_mut(),
+            oldest: null_mut(),
+            newest: null_mut(),
             held: 0,
             used: 0,
             may_leak: false,
@@ -129,11 +132,16 @@ impl Pool {
         let chunk = memory.cast::<Chunk>();
         // SAFETY: fresh memory of at least two lines, aligned to a line.
         unsafe {
-            chunk.write(Chunk { next: self.chunks, bytes: want });
+            chunk.write(Chunk { next: null_mut(), bytes: want });
             self.bump = memory.add(LINE);
             self.end = memory.add(want);
         }
-        self.chunks = chunk;
+        // SAFETY: null, or the chunk before this one, which is ours.
+        match unsafe { self.newest.as_mut() } {
+            Some(newest) => newest.next = chunk,
+            None => self.oldest = chunk,
+        }
+        self.newest = chunk;
         self.held += want;
         Ok(())
     }
@@ -244,10 +252,10 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         debug_assert!(self.used == 0 || self.may_leak || std::thread::panicking(), "objects outlive their table");
-        let mut chunk = self.chunks;
+        // Oldest first: most stand behind each other, and the C library gives memory back to the system where it ends.
+        let mut chunk = self.oldest;
         while !chunk.is_null() {
-            // SAFETY: every chunk in the list was allocated by reserve() with this size; its link is read before it
-            // goes.
+            // SAFETY: every chunk in the list was allocated by grow() with this size; its link is read before it goes.
             unsafe {
                 let Chunk { next, bytes } = chunk.read();
                 dealloc(chunk.cast(), chunk_layout(bytes));
