@@ -16,7 +16,7 @@
 use crate::cancel::NoCancel;
 use crate::error::{Errno, Refused, Result};
 use crate::hooks::{Change, Hooks};
-use crate::journal::{Journal, Outcome};
+use crate::journal::{Journal, Outcome, Tally};
 use crate::ledger::Ledger;
 use crate::memory::try_box;
 use crate::plan::{self, Difference, Step};
@@ -34,13 +34,15 @@ use std::ptr::NonNull;
 /// What a hook or the VM refused with, and which step of the update that was about; `EDEADLK` where it would wait for
 /// readers and this thread is in a section; `ENOMEM`.
 pub(crate) fn commit(lock: &mut Updating, copy: WorkingCopy, journal: Journal) -> Result<(), Refused> {
-    if !journal.has_changes() {
+    let tally = journal.tally();
+    if tally.spaces == 0 {
         lock.writer().entries = journal.into_memory();
         return Ok(());
     }
     let _no_cancel = lock.shared.hooks.is_some().then(NoCancel::begin);
     lock.in_step = true;
-    let result = Commit::prepare(lock, copy, journal).map_err(Refused::from).and_then(Commit::run);
+    let waits = lock.waits();
+    let result = Commit { lock, copy, journal, tally, asked: None, waits }.run();
     lock.in_step = false;
     result
 }
@@ -50,13 +52,20 @@ struct Commit<'l, 'a> {
     lock: &'l mut Updating<'a>,
     copy: WorkingCopy,
     journal: Journal,
+    tally: Tally,
+    /// None where there is nobody to ask or to tell.
+    asked: Option<Box<Asked>>,
+    /// Whether this returns only when no reader is left with what was before.
+    waits: bool,
+}
+
+/// What hooks and the VM are asked and told.
+struct Asked {
     /// What hooks are told; empty where there are none.
     changes: Vec<Outcome>,
     /// What the VM is called with; empty where there is none.
     steps: Vec<Step>,
-    invalid: Option<Box<InvalidPhase>>,
-    /// Whether this returns only when no reader is left with what was before.
-    waits: bool,
+    invalid: Option<InvalidPhase>,
 }
 
 /// The first publication of an update that has something to flush.
@@ -71,27 +80,46 @@ struct InvalidPhase {
 }
 
 impl<'l, 'a> Commit<'l, 'a> {
+    /// From one stage to the next.
+    fn run(mut self) -> Result<(), Refused> {
+        self.prepare()?;
+        // A hook in Rust can panic: what readers see must be whole again before that goes on.
+        let consent = match self.asked {
+            Some(_) => catch_unwind(AssertUnwindSafe(|| self.ask())),
+            None => Ok(Ok(())),
+        };
+        match consent {
+            Ok(Ok(())) => self.publish(),
+            _ => self.roll_back(),
+        }
+        consent.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
     // ---- stage 1 ----
 
-    fn prepare(lock: &'l mut Updating<'a>, copy: WorkingCopy, journal: Journal) -> Result<Self> {
+    fn prepare(&mut self) -> Result<()> {
+        if self.lock.shared.hooks.is_some() || self.lock.writer().backend.is_some() {
+            self.asked = Some(self.prepare_to_ask()?);
+        } else if self.waits && self.lock.shared.readers.in_section() {
+            return Err(Errno::EDEADLK);
+        }
+        self.reserve_retired()?;
+        self.reserve_ledger()
+    }
+
+    fn prepare_to_ask(&mut self) -> Result<Box<Asked>> {
+        let Commit { lock, copy, journal, .. } = self;
         let shared = lock.shared;
-        let shift = shared.limits.page_shift;
         let hooks = shared.hooks.as_deref();
+        let shift = shared.limits.page_shift;
         let changes = if hooks.is_some() { journal.changes(copy.state(), shift)? } else { Vec::new() };
-        let steps = match lock.writer().backend {
-            Some(_) => calls(lock, &journal)?,
-            None => Vec::new(),
-        };
+        let steps = if lock.writer().backend.is_some() { calls(lock, journal)? } else { Vec::new() };
         let flushes = hooks.is_some_and(|hooks| hooks.wants_flush()) && changes.iter().any(|change| change.flushes);
-        let waits = lock.waits();
-        if (flushes || waits) && shared.readers.in_section() {
+        if (flushes || self.waits) && shared.readers.in_section() {
             return Err(Errno::EDEADLK);
         }
         let invalid = if flushes { Some(InvalidPhase::new(lock, &changes)?) } else { None };
-        let mut commit = Commit { lock, copy, journal, changes, steps, invalid, waits };
-        commit.reserve_retired()?;
-        commit.reserve_ledger()?;
-        Ok(commit)
+        try_box(Asked { changes, steps, invalid })
     }
 
     /// Room for the host memory that loses its last slot, and for the cuts where a slot maps some again.
@@ -112,34 +140,18 @@ impl<'l, 'a> Commit<'l, 'a> {
 
     /// Room for all that the publications can retire: what was replaced and its records, the base, the INVALID state.
     fn reserve_retired(&mut self) -> Result<()> {
-        let view =
-            self.invalid.as_ref().and_then(|phase| phase.view.as_ref()).map_or(0, |view| view.count_own_objects());
-        let records = self.journal.iter().filter(|entry| entry.before.is_some()).count();
-        let replaced = self.copy.count_replaced();
+        let view = self.invalid().and_then(|phase| phase.view.as_ref()).map_or(0, |view| view.count_own_objects());
+        let (replaced, records) = (self.copy.count_replaced(), self.tally.records);
         let lane = &mut self.lock.writer().lane;
         lane.reserve(replaced + view + records + 1)?;
         lane.reserve_gone(records)
     }
 
-    // ---- the stages that can refuse ----
-
-    fn run(mut self) -> Result<(), Refused> {
-        // A hook in Rust can panic: what readers see must be whole again before that goes on.
-        match catch_unwind(AssertUnwindSafe(|| self.ask())) {
-            Ok(Ok(())) => {
-                self.publish();
-                Ok(())
-            }
-            Ok(Err(refused)) => {
-                self.roll_back();
-                Err(refused)
-            }
-            Err(panic) => {
-                self.roll_back();
-                resume_unwind(panic)
-            }
-        }
+    fn invalid(&self) -> Option<&InvalidPhase> {
+        self.asked.as_ref()?.invalid.as_ref()
     }
+
+    // ---- the stages that can refuse ----
 
     fn ask(&mut self) -> Result<(), Refused> {
         self.invalidate();
@@ -149,15 +161,15 @@ impl<'l, 'a> Commit<'l, 'a> {
 
     /// Stage 2: the slots are INVALID to readers, and none is left that saw one valid; then `flush` for each.
     fn invalidate(&mut self) {
-        let Some(phase) = &mut self.invalid else { return };
+        let Some(Asked { changes, invalid: Some(phase), .. }) = self.asked.as_deref_mut() else { return };
         let Some(view) = phase.view.take() else { return };
         phase.published = Some(self.lock.publish_beside(view));
         self.lock.wait_for_readers();
-        for change in self.changes.iter().filter(|change| change.flushes) {
+        for change in changes.iter().filter(|change| change.flushes) {
             let Some(slot) = change.old.map(|old| self.lock.slot(old)) else { continue };
             // SAFETY: the INVALID state is current now, and alive under the update lock.
             let invalid = self.lock.current().space(slot.as_id).and_then(|space| unsafe { space.find_id(slot.id) });
-            if let (Some(hooks), Some(invalid)) = (self.hooks(), invalid) {
+            if let (Some(hooks), Some(invalid)) = (self.lock.shared.hooks.as_deref(), invalid) {
                 hooks.flush(self.lock.slot(invalid));
             }
         }
@@ -167,10 +179,14 @@ impl<'l, 'a> Commit<'l, 'a> {
         self.lock.shared.hooks.as_deref()
     }
 
+    fn changes(&self) -> &[Outcome] {
+        self.asked.as_ref().map_or(&[], |asked| &asked.changes)
+    }
+
     /// Stage 3. Where a hook refuses, those before it cancel.
     fn ask_hooks(&self) -> Result<(), Refused> {
         let Some(hooks) = self.hooks() else { return Ok(()) };
-        for (index, change) in self.changes.iter().enumerate() {
+        for (index, change) in self.changes().iter().enumerate() {
             if let Err(errno) = hooks.prepare(&told(self.lock, change)) {
                 self.cancel(index);
                 return Err(Refused::entry(change.step)(errno));
@@ -182,17 +198,17 @@ impl<'l, 'a> Commit<'l, 'a> {
     /// Cancels the first `count` changes, last first.
     fn cancel(&self, count: usize) {
         if let Some(hooks) = self.hooks() {
-            self.changes[..count].iter().rev().for_each(|change| hooks.cancel(&told(self.lock, change)));
+            self.changes()[..count].iter().rev().for_each(|change| hooks.cancel(&told(self.lock, change)));
         }
     }
 
     /// The VM makes all calls, or has undone those that it made.
     fn ask_vm(&mut self) -> Result<(), Refused> {
         let writer = self.lock.writer();
-        let Some(backend) = &writer.backend else { return Ok(()) };
-        let Err((errno, index)) = backend.run(&self.steps, &mut writer.out_of_step) else { return Ok(()) };
-        self.cancel(self.changes.len());
-        let key = self.steps[index].region().slot;
+        let (Some(backend), Some(asked)) = (&writer.backend, &self.asked) else { return Ok(()) };
+        let Err((errno, index)) = backend.run(&asked.steps, &mut writer.out_of_step) else { return Ok(()) };
+        self.cancel(asked.changes.len());
+        let key = asked.steps[index].region().slot;
         let is_it = |record| key_of(self.lock.slot(record)) == key;
         let entry = self.journal.iter().find(|entry| entry.record().is_some_and(is_it));
         Err(Refused { errno, at: entry.map(|entry| entry.step) })
@@ -201,12 +217,13 @@ impl<'l, 'a> Commit<'l, 'a> {
     // ---- the end, one way or the other ----
 
     /// After a refusal: the old content again, as a publication of its own, where the INVALID state had been published.
+    #[cold]
     fn roll_back(self) {
-        let Commit { lock, copy, journal, invalid, waits, .. } = self;
+        let Commit { lock, copy, journal, asked, waits, .. } = self;
         let step = lock.shared.limits.nr_address_spaces as u64;
         let base = copy.base_object();
         drop(copy);
-        if let Some(InvalidPhase { published: Some(view), mut again, spaces, .. }) = invalid.map(|phase| *phase) {
+        if let Some(InvalidPhase { published: Some(view), mut again, spaces, .. }) = asked.and_then(|it| it.invalid) {
             bits(spaces).for_each(|as_id| again.add_to_generation(as_id, 2 * step));
             lock.publish_beside(again);
             retire_view(lock, view);
@@ -220,35 +237,32 @@ impl<'l, 'a> Commit<'l, 'a> {
     /// Stage 4.
     fn publish(mut self) {
         self.step_generations();
-        let Commit { lock, copy, journal, changes, invalid, waits, .. } = self;
-        lock.publish(copy);
-        if let Some(view) = invalid.and_then(|phase| phase.published) {
-            retire_view(lock, view);
+        self.lock.publish(self.copy);
+        if let Some(view) = self.asked.as_mut().and_then(|asked| asked.invalid.as_mut()?.published.take()) {
+            retire_view(self.lock, view);
         }
-        retire_records(lock, &journal);
-        note_in_ledger(lock, &journal);
-        lock.writer().entries = journal.into_memory();
+        retire_records(self.lock, &self.journal);
+        note_in_ledger(self.lock, &self.journal);
+        self.lock.writer().entries = self.journal.into_memory();
         // As the kernel does it: with sync, no reader is left with the old state when the commit hooks run.
-        lock.settle(waits);
-        if let Some(hooks) = lock.shared.hooks.as_deref() {
-            changes.iter().for_each(|change| hooks.commit(&told(lock, change)));
+        self.lock.settle(self.waits);
+        if let (Some(hooks), Some(asked)) = (self.lock.shared.hooks.as_deref(), self.asked) {
+            asked.changes.iter().for_each(|change| hooks.commit(&told(self.lock, change)));
         }
-        lock.drain();
+        self.lock.drain();
     }
 
     /// A space's generation moves on with each publication that changes it.
     fn step_generations(&mut self) {
         let step = self.lock.shared.limits.nr_address_spaces as u64;
-        let records = self.journal.iter().filter_map(|entry| entry.record());
-        let changed = records.fold(0, |spaces, record| spaces | 1 << self.lock.slot(record).as_id);
-        let flushed = self.invalid.as_ref().map_or(0, |phase| phase.spaces);
-        bits(changed).for_each(|as_id| self.copy.add_to_generation(as_id, step));
+        let flushed = self.invalid().map_or(0, |phase| phase.spaces);
+        bits(self.tally.spaces).for_each(|as_id| self.copy.add_to_generation(as_id, step));
         bits(flushed).for_each(|as_id| self.copy.add_to_generation(as_id, step));
     }
 }
 
 impl InvalidPhase {
-    fn new(lock: &Updating, changes: &[Outcome]) -> Result<Box<InvalidPhase>> {
+    fn new(lock: &Updating, changes: &[Outcome]) -> Result<InvalidPhase> {
         let (mut view, again) = (lock.begin_beside()?, lock.begin_beside()?);
         let mut spaces = 0;
         for old in changes.iter().filter(|change| change.flushes).filter_map(|change| change.old) {
@@ -260,7 +274,7 @@ impl InvalidPhase {
         }
         let step = lock.shared.limits.nr_address_spaces as u64;
         bits(spaces).for_each(|as_id| view.add_to_generation(as_id, step));
-        try_box(InvalidPhase { view: Some(view), published: None, again, spaces })
+        Ok(InvalidPhase { view: Some(view), published: None, again, spaces })
     }
 }
 
@@ -281,7 +295,7 @@ fn retire_view(lock: &mut Updating, view: Publication) {
 fn retire_records(lock: &mut Updating, journal: &Journal) {
     let owes_release = lock.shared.hooks.is_some();
     let lane = &mut lock.writer().lane;
-    for (before, after) in journal.iter().filter_map(|entry| Some((entry.before?, entry.after))) {
+    for (before, after) in journal.each_changed().filter_map(|entry| Some((entry.before?, entry.after))) {
         // SAFETY: the record is not part of what is current any more, and has one entry; there is room.
         unsafe {
             match after.is_none() && owes_release {

@@ -58,6 +58,14 @@ pub(crate) struct Outcome {
     pub(crate) step: usize,
 }
 
+/// See [`Journal::tally`].
+pub(crate) struct Tally {
+    /// Bit i: something has changed in address space i.
+    pub(crate) spaces: u64,
+    /// Records of the base that are not part of the result.
+    pub(crate) records: usize,
+}
+
 pub(crate) struct Journal {
     /// The first entry's number.
     first: u64,
@@ -176,8 +184,22 @@ impl Journal {
         Changed { entries: &self.entries, index: 0, endings_first: self.endings_first, endings: self.endings_first }
     }
 
-    pub(crate) fn has_changes(&self) -> bool {
-        self.entries.iter().any(Entry::is_change)
+    /// The same, in the order in which the slots were first touched.
+    #[inline(always)]
+    pub(crate) fn each_changed(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.is_change())
+    }
+
+    /// What has to be known before an update is published, counted in one go.
+    #[inline(always)]
+    pub(crate) fn tally(&self) -> Tally {
+        let mut tally = Tally { spaces: 0, records: 0 };
+        for entry in self.each_changed() {
+            tally.records += entry.before.is_some() as usize;
+            // SAFETY: as in find().
+            tally.spaces |= entry.record().map_or(0, |record| 1 << unsafe { record.as_ref() }.slot.as_id);
+        }
+        tally
     }
 
     /// What hooks are told of, where the update leads to `result`.
