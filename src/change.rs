@@ -7,7 +7,9 @@
 //! Source of the rules: Linux, `virt/kvm/kvm_main.c`, `kvm_set_memory_region()` and what it calls; observed on 6.18.
 
 use crate::error::{Errno, Result};
-use crate::slot::{Gfn, Gpa, Limits, Memslot, Region, GUEST_MEMFD, ID_ANY, LOG_DIRTY_PAGES, MAX_SLOT_PAGES, READONLY};
+use crate::slot::{
+    AsId, Gfn, Gpa, Hva, Limits, Memslot, Pages, Region, SlotId, GUEST_MEMFD, LOG_DIRTY_PAGES, MAX_SLOT_PAGES, READONLY,
+};
 use crate::snapshot::{PublishedRef, Record, Space};
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -18,7 +20,7 @@ pub(crate) enum Decision {
     Nothing,
     Create(Memslot),
     Delete {
-        as_id: u16,
+        as_id: AsId,
         old: NonNull<Record>,
     },
     /// The same slot with other frames, flags or size.
@@ -30,7 +32,7 @@ pub(crate) enum Decision {
 
 impl Decision {
     /// The address space that changes; none where nothing does.
-    pub(crate) fn as_id(&self) -> Option<u16> {
+    pub(crate) fn as_id(&self) -> Option<AsId> {
         match *self {
             Decision::Nothing => None,
             Decision::Delete { as_id, .. } => Some(as_id),
@@ -48,8 +50,17 @@ pub(crate) struct Rules<'a> {
 }
 
 impl Limits {
-    fn in_pages(&self, bytes: u64) -> u64 {
-        bytes >> self.page_shift
+    fn pages(&self, bytes: u64) -> Pages {
+        Pages(bytes >> self.page_shift)
+    }
+
+    fn gfn(&self, gpa: Gpa) -> Gfn {
+        Gfn(gpa.0 >> self.page_shift)
+    }
+
+    /// Whether a slot can have this id.
+    fn has_id(&self, id: SlotId) -> bool {
+        (id.0 as u32) < self.max_slots
     }
 
     fn is_aligned(&self, bytes: u64) -> bool {
@@ -64,7 +75,7 @@ impl Limits {
     }
 
     /// Steps 8: what is mapped there does not matter, only that it could be.
-    fn check_hva(&self, hva: u64, size: u64) -> Result<()> {
+    fn check_hva(&self, Hva(hva): Hva, size: u64) -> Result<()> {
         let end = hva.checked_add(size).ok_or(Errno::EINVAL)?;
         refuse_if(!self.is_aligned(hva) || end > self.hva_limit, Errno::EINVAL)
     }
@@ -72,25 +83,25 @@ impl Limits {
     /// Steps 4 to 12: all that can be said without looking at the table.
     fn check(&self, region: &Region) -> Result<()> {
         let Region { guest_phys_addr: gpa, memory_size: size, guest_memfd_offset: offset, .. } = *region;
-        refuse_if(region.id() as u32 >= self.max_slots, Errno::EINVAL)?;
+        refuse_if(!self.has_id(region.id()), Errno::EINVAL)?;
         self.check_flags(region.flags)?;
         refuse_if(!self.is_aligned(size) || !self.is_aligned(gpa), Errno::EINVAL)?;
-        self.check_hva(region.userspace_addr, size)?;
+        self.check_hva(Hva(region.userspace_addr), size)?;
         if region.flags & GUEST_MEMFD != 0 {
             refuse_if(!self.is_aligned(offset) || offset.checked_add(size).is_none(), Errno::EINVAL)?;
         }
-        refuse_if(region.as_id() as u32 >= self.nr_address_spaces, Errno::EINVAL)?;
+        refuse_if(region.as_id().0 as u32 >= self.nr_address_spaces, Errno::EINVAL)?;
         refuse_if(gpa.wrapping_add(size) < gpa, Errno::EINVAL)?;
-        refuse_if(self.in_pages(size) > MAX_SLOT_PAGES, Errno::EINVAL)
+        refuse_if(self.pages(size) > MAX_SLOT_PAGES, Errno::EINVAL)
     }
 
     /// The slot that a request describes.
     fn slot(&self, region: &Region, opaque: *mut c_void) -> Memslot {
         let private = region.flags & GUEST_MEMFD != 0;
         Memslot {
-            base_gfn: self.in_pages(region.guest_phys_addr),
-            npages: self.in_pages(region.memory_size),
-            userspace_addr: region.userspace_addr,
+            base_gfn: self.gfn(Gpa(region.guest_phys_addr)),
+            npages: self.pages(region.memory_size),
+            userspace_addr: Hva(region.userspace_addr),
             guest_memfd_offset: if private { region.guest_memfd_offset } else { 0 },
             opaque,
             guest_memfd: if private { region.guest_memfd as i32 } else { -1 },
@@ -124,18 +135,18 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// As a create only. `ID_ANY` asks for the lowest free id.
+    /// As a create only. [`SlotId::ANY`] asks for the lowest free id.
     #[inline(always)]
     pub(crate) fn create(&self, region: &Region, opaque: *mut c_void) -> Result<Decision> {
         let mut region = *region;
-        let any = region.id() == ID_ANY;
+        let any = region.id() == SlotId::ANY;
         if any {
-            region.slot &= 0xffff << 16;
+            region.slot = Region::slot_of(region.as_id(), SlotId(0));
         }
         refuse_if(region.memory_size == 0, Errno::EINVAL)?;
         self.limits.check(&region)?;
         if any {
-            region.slot |= self.free_id(region.as_id())? as u32;
+            region.slot = Region::slot_of(region.as_id(), self.free_id(region.as_id())?);
         }
         refuse_if(self.record(region.as_id(), region.id()).is_some(), Errno::EEXIST)?;
         let new = self.limits.slot(&region, opaque);
@@ -143,34 +154,34 @@ impl<'a> Rules<'a> {
     }
 
     #[inline(always)]
-    pub(crate) fn delete(&self, as_id: u16, id: u16) -> Result<Decision> {
+    pub(crate) fn delete(&self, as_id: AsId, id: SlotId) -> Result<Decision> {
         self.existing(as_id, id).map(|old| Decision::Delete { as_id, old })
     }
 
     #[inline(always)]
-    pub(crate) fn move_slot(&self, as_id: u16, id: u16, gpa: Gpa) -> Result<Decision> {
+    pub(crate) fn move_slot(&self, as_id: AsId, id: SlotId, gpa: Gpa) -> Result<Decision> {
         let old = self.existing(as_id, id)?;
         let slot = self.state.slot(old);
         refuse_if(!self.limits.is_aligned(gpa.0), Errno::EINVAL)?;
-        refuse_if(gpa.0.checked_add(slot.npages << self.limits.page_shift).is_none(), Errno::EINVAL)?;
-        self.change(old, Memslot { base_gfn: self.limits.in_pages(gpa.0), ..*slot })
+        refuse_if(gpa.0.checked_add(slot.npages.bytes(self.limits.page_shift)).is_none(), Errno::EINVAL)?;
+        self.change(old, Memslot { base_gfn: self.limits.gfn(gpa), ..*slot })
     }
 
     #[inline(always)]
-    pub(crate) fn set_flags(&self, as_id: u16, id: u16, flags: u32) -> Result<Decision> {
+    pub(crate) fn set_flags(&self, as_id: AsId, id: SlotId, flags: u32) -> Result<Decision> {
         let old = self.existing(as_id, id)?;
         self.limits.check_flags(flags)?;
         self.change(old, Memslot { flags, ..*self.state.slot(old) })
     }
 
     /// The same slot with another size. KVM has no such call; its rules for sizes and overlaps hold all the same.
-    pub(crate) fn resize(&self, as_id: u16, id: u16, size: u64) -> Result<Decision> {
+    pub(crate) fn resize(&self, as_id: AsId, id: SlotId, size: u64) -> Result<Decision> {
         let old = self.existing(as_id, id)?;
         let slot = *self.state.slot(old);
         refuse_if(slot.flags & GUEST_MEMFD != 0 || size == 0, Errno::EINVAL)?;
         let region = Region { memory_size: size, ..Region::of(&slot, self.limits.page_shift) };
         self.limits.check(&region)?;
-        let new = Memslot { npages: self.limits.in_pages(size), ..slot };
+        let new = Memslot { npages: self.limits.pages(size), ..slot };
         if new == slot {
             return Ok(Decision::Nothing);
         }
@@ -181,28 +192,28 @@ impl<'a> Rules<'a> {
     /// The slot cut in two at `at`: what the lower part becomes, and the new upper one.
     pub(crate) fn split(
         &self,
-        (as_id, id): (u16, u16),
+        (as_id, id): (AsId, SlotId),
         at: Gpa,
-        new_id: u16,
+        new_id: SlotId,
         opaque: *mut c_void,
     ) -> Result<(NonNull<Record>, Memslot, Memslot)> {
         let old = self.existing(as_id, id)?;
         let slot = self.state.slot(old);
         refuse_if(slot.flags & GUEST_MEMFD != 0 || !self.limits.is_aligned(at.0), Errno::EINVAL)?;
-        let kept = self.limits.in_pages(at.0).wrapping_sub(slot.base_gfn);
-        refuse_if(kept == 0 || kept >= slot.npages, Errno::EINVAL)?;
+        let kept = Pages(self.limits.gfn(at).0.wrapping_sub(slot.base_gfn.0));
+        refuse_if(kept == Pages(0) || kept >= slot.npages, Errno::EINVAL)?;
         let new_id = match new_id {
-            ID_ANY => self.free_id(as_id)?,
+            SlotId::ANY => self.free_id(as_id)?,
             id => id,
         };
-        refuse_if(new_id as u32 >= self.limits.max_slots, Errno::EINVAL)?;
+        refuse_if(!self.limits.has_id(new_id), Errno::EINVAL)?;
         refuse_if(self.record(as_id, new_id).is_some(), Errno::EEXIST)?;
         let lower = Memslot { npages: kept, ..*slot };
         let upper = Memslot {
             id: new_id,
             base_gfn: slot.base_gfn + kept,
             npages: slot.npages - kept,
-            userspace_addr: slot.userspace_addr + (kept << self.limits.page_shift),
+            userspace_addr: Hva(slot.userspace_addr.0 + kept.bytes(self.limits.page_shift)),
             opaque,
             ..*slot
         };
@@ -212,14 +223,14 @@ impl<'a> Rules<'a> {
     /// Two neighbours made one: the lower one, the upper one, and what the lower one becomes.
     pub(crate) fn merge(
         &self,
-        as_id: u16,
-        lower: u16,
-        upper: u16,
+        as_id: AsId,
+        lower: SlotId,
+        upper: SlotId,
     ) -> Result<(NonNull<Record>, NonNull<Record>, Memslot)> {
         let (low, up) = (self.existing(as_id, lower)?, self.existing(as_id, upper)?);
         let (l, u) = (self.state.slot(low), self.state.slot(up));
-        let neighbours = l.end_gfn() == Gfn(u.base_gfn)
-            && l.userspace_addr + (l.npages << self.limits.page_shift) == u.userspace_addr;
+        let neighbours = l.end_gfn() == u.base_gfn
+            && l.userspace_addr.0 + l.npages.bytes(self.limits.page_shift) == u.userspace_addr.0;
         refuse_if(!neighbours || l.flags != u.flags || l.flags & GUEST_MEMFD != 0, Errno::EINVAL)?;
         let npages = l.npages + u.npages;
         refuse_if(npages > MAX_SLOT_PAGES, Errno::EINVAL)?;
@@ -277,29 +288,29 @@ impl<'a> Rules<'a> {
 
     fn may_overlap_none(&self, new: &Memslot) -> Result<()> {
         // SAFETY: the state is alive while the rules are asked.
-        let other = unsafe { self.space(new.as_id)?.overlapping(Gfn(new.base_gfn), new.npages, Some(new.id)) };
+        let other = unsafe { self.space(new.as_id)?.overlapping(new.base_gfn, new.npages, Some(new.id)) };
         refuse_if(other.is_some(), Errno::EEXIST)
     }
 
-    fn space(&self, as_id: u16) -> Result<&'a Space> {
+    fn space(&self, as_id: AsId) -> Result<&'a Space> {
         self.state.space(as_id).ok_or(Errno::EINVAL)
     }
 
-    fn record(&self, as_id: u16, id: u16) -> Option<NonNull<Record>> {
+    fn record(&self, as_id: AsId, id: SlotId) -> Option<NonNull<Record>> {
         // SAFETY: the state is alive while the rules are asked.
         unsafe { self.state.space(as_id)?.find_id(id) }
     }
 
     #[inline(always)]
-    fn existing(&self, as_id: u16, id: u16) -> Result<NonNull<Record>> {
+    fn existing(&self, as_id: AsId, id: SlotId) -> Result<NonNull<Record>> {
         self.space(as_id)?;
         self.record(as_id, id).ok_or(Errno::ENOENT)
     }
 
-    fn free_id(&self, as_id: u16) -> Result<u16> {
+    fn free_id(&self, as_id: AsId) -> Result<SlotId> {
         // SAFETY: the state is alive while the rules are asked.
         let id = unsafe { self.space(as_id)?.lowest_free_id() };
         refuse_if(id >= self.limits.max_slots as usize, Errno::ENOSPC)?;
-        Ok(id as u16)
+        Ok(SlotId(id as u16))
     }
 }

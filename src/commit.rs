@@ -21,8 +21,8 @@ use crate::ledger::Ledger;
 use crate::memory::try_box;
 use crate::plan::{self, Difference, Step};
 use crate::shared::Updating;
-use crate::slot::{Memslot, Region, INVALID};
-use crate::snapshot::{host_pages, Record};
+use crate::slot::{AsIds, Memslot, Region, INVALID};
+use crate::snapshot::Record;
 use crate::working_copy::{Publication, WorkingCopy};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::ptr::NonNull;
@@ -35,7 +35,7 @@ use std::ptr::NonNull;
 /// readers and this thread is in a section; `ENOMEM`.
 pub(crate) fn commit(lock: &mut Updating, copy: WorkingCopy, journal: Journal) -> Result<(), Refused> {
     let tally = journal.tally();
-    if tally.spaces == 0 {
+    if tally.spaces.is_empty() {
         lock.writer().entries = journal.into_memory();
         return Ok(());
     }
@@ -75,8 +75,8 @@ struct InvalidPhase {
     published: Option<Publication>,
     /// The current state as it is, to be published again after a refusal.
     again: WorkingCopy,
-    /// Bit i: space i has a slot that is flushed.
-    spaces: u64,
+    /// Those with a slot that is flushed.
+    spaces: AsIds,
 }
 
 impl<'l, 'a> Commit<'l, 'a> {
@@ -132,7 +132,7 @@ impl<'l, 'a> Commit<'l, 'a> {
         for entry in self.journal.iter() {
             calls += entry.after.is_some() as usize;
             let Some(before) = entry.before else { continue };
-            let pages = host_pages(self.lock.slot(before), shift);
+            let pages = self.lock.slot(before).host_pages(shift);
             self.copy.state().for_each_unmapped(pages, shift, &mut |_| calls += 1);
         }
         self.lock.writer().ledger.reserve(calls)
@@ -208,8 +208,11 @@ impl<'l, 'a> Commit<'l, 'a> {
         let (Some(backend), Some(asked)) = (&writer.backend, &self.asked) else { return Ok(()) };
         let Err((errno, index)) = backend.run(&asked.steps, &mut writer.out_of_step) else { return Ok(()) };
         self.cancel(asked.changes.len());
-        let key = asked.steps[index].region().slot;
-        let is_it = |record| key_of(self.lock.slot(record)) == key;
+        let region = asked.steps[index].region();
+        let is_it = |record| {
+            let slot = self.lock.slot(record);
+            (slot.as_id, slot.id) == (region.as_id(), region.id())
+        };
         let entry = self.journal.iter().find(|entry| entry.record().is_some_and(is_it));
         Err(Refused { errno, at: entry.map(|entry| entry.step) })
     }
@@ -224,7 +227,7 @@ impl<'l, 'a> Commit<'l, 'a> {
         let base = copy.base_object();
         drop(copy);
         if let Some(InvalidPhase { published: Some(view), mut again, spaces, .. }) = asked.and_then(|it| it.invalid) {
-            bits(spaces).for_each(|as_id| again.add_to_generation(as_id, 2 * step));
+            spaces.iter().for_each(|as_id| again.add_to_generation(as_id, 2 * step));
             lock.publish_beside(again);
             retire_view(lock, view);
             // SAFETY: its nodes live on in what was published again; the root does not.
@@ -255,25 +258,25 @@ impl<'l, 'a> Commit<'l, 'a> {
     /// A space's generation moves on with each publication that changes it.
     fn step_generations(&mut self) {
         let step = self.lock.shared.limits.nr_address_spaces as u64;
-        let flushed = self.invalid().map_or(0, |phase| phase.spaces);
-        bits(self.tally.spaces).for_each(|as_id| self.copy.add_to_generation(as_id, step));
-        bits(flushed).for_each(|as_id| self.copy.add_to_generation(as_id, step));
+        let flushed = self.invalid().map_or(AsIds::default(), |phase| phase.spaces);
+        self.tally.spaces.iter().for_each(|as_id| self.copy.add_to_generation(as_id, step));
+        flushed.iter().for_each(|as_id| self.copy.add_to_generation(as_id, step));
     }
 }
 
 impl InvalidPhase {
     fn new(lock: &Updating, changes: &[Outcome]) -> Result<InvalidPhase> {
         let (mut view, again) = (lock.begin_beside()?, lock.begin_beside()?);
-        let mut spaces = 0;
+        let mut spaces = AsIds::default();
         for old in changes.iter().filter(|change| change.flushes).filter_map(|change| change.old) {
             let slot = lock.slot(old);
             view.reserve(slot.as_id, 1)?;
             let invalid = view.new_own_record(Memslot { flags: slot.flags | INVALID, ..*slot });
             view.mark(invalid);
-            spaces |= 1 << slot.as_id;
+            spaces.insert(slot.as_id);
         }
         let step = lock.shared.limits.nr_address_spaces as u64;
-        bits(spaces).for_each(|as_id| view.add_to_generation(as_id, step));
+        spaces.iter().for_each(|as_id| view.add_to_generation(as_id, step));
         Ok(InvalidPhase { view: Some(view), published: None, again, spaces })
     }
 }
@@ -320,10 +323,10 @@ fn note_in_ledger(lock: &mut Updating, journal: &Journal) {
     // Out of the lock for a moment, so that state and ledger can be looked at together.
     let mut ledger = std::mem::replace(&mut lock.writer().ledger, Ledger::new());
     for after in journal.iter().filter_map(|entry| entry.after) {
-        ledger.remove(host_pages(lock.slot(after), shift));
+        ledger.remove(lock.slot(after).host_pages(shift));
     }
     for before in journal.iter().filter_map(|entry| entry.before) {
-        let pages = host_pages(lock.slot(before), shift);
+        let pages = lock.slot(before).host_pages(shift);
         lock.current().for_each_unmapped(pages, shift, &mut |pages| ledger.add(pages, bag));
     }
     lock.writer().ledger = ledger;
@@ -344,17 +347,4 @@ fn differences(lock: &Updating, journal: &Journal) -> Result<Vec<Difference>> {
 /// `ENOMEM`.
 pub(crate) fn calls(lock: &Updating, journal: &Journal) -> Result<Vec<Step>> {
     plan::steps(&differences(lock, journal)?)
-}
-
-/// Address space and id in one, as a region has them.
-fn key_of(slot: &Memslot) -> u32 {
-    slot.id as u32 | (slot.as_id as u32) << 16
-}
-
-/// The numbers of the bits that are set.
-fn bits(mask: u64) -> impl Iterator<Item = u16> {
-    let without_lowest = |mask: &u64| Some(mask & mask.wrapping_sub(1));
-    std::iter::successors(Some(mask), without_lowest)
-        .take_while(|mask| *mask != 0)
-        .map(|mask| mask.trailing_zeros() as u16)
 }

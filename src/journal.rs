@@ -14,7 +14,7 @@ use crate::error::{Errno, Result};
 use crate::hooks::Kind;
 use crate::index::node::Baseline;
 use crate::index::Stamp;
-use crate::slot::{Gfn, Memslot, GUEST_MEMFD, READONLY};
+use crate::slot::{AsId, AsIds, Gfn, Memslot, GUEST_MEMFD, READONLY};
 use crate::snapshot::{PublishedRef, Record};
 use std::ptr::NonNull;
 
@@ -61,7 +61,7 @@ pub(crate) struct Outcome {
 /// See [`Journal::tally`].
 pub(crate) struct Tally {
     /// Bit i: something has changed in address space i.
-    pub(crate) spaces: u64,
+    pub(crate) spaces: AsIds,
     /// Records of the base that are not part of the result.
     pub(crate) records: usize,
 }
@@ -193,11 +193,13 @@ impl Journal {
     /// What has to be known before an update is published, counted in one go.
     #[inline(always)]
     pub(crate) fn tally(&self) -> Tally {
-        let mut tally = Tally { spaces: 0, records: 0 };
+        let mut tally = Tally { spaces: AsIds::default(), records: 0 };
         for entry in self.each_changed() {
             tally.records += entry.before.is_some() as usize;
-            // SAFETY: as in find().
-            tally.spaces |= entry.record().map_or(0, |record| 1 << unsafe { record.as_ref() }.slot.as_id);
+            if let Some(record) = entry.record() {
+                // SAFETY: as in find().
+                tally.spaces.insert(unsafe { record.as_ref() }.slot.as_id);
+            }
         }
         tally
     }
@@ -285,7 +287,7 @@ impl<'a> Fold<'a> {
     /// Of a slot that ended by a merge: the one that has all its frames now, was there before, and has another size.
     fn heir(&self, ended: NonNull<Record>) -> Option<NonNull<Record>> {
         let old = self.slot(ended);
-        let heir = self.at(old.as_id, Gfn(old.base_gfn))?;
+        let heir = self.at(old.as_id, old.base_gfn)?;
         let covers = self.covers(self.slot(heir), old) && self.slot(heir).flags == old.flags;
         (covers && self.is_resized(self.journal.entry(heir)?)).then_some(heir)
     }
@@ -308,19 +310,17 @@ impl<'a> Fold<'a> {
 
     /// Whether all frames of `part` are in `whole`, with the same memory.
     fn covers(&self, whole: &Memslot, part: &Memslot) -> bool {
-        let ahead = part.base_gfn.wrapping_sub(whole.base_gfn);
-        let hva = whole.userspace_addr.wrapping_add(ahead << self.page_shift);
-        ahead < whole.npages && part.end_gfn() <= whole.end_gfn() && hva == part.userspace_addr
+        let hva = whole.hva_of(part.base_gfn, self.page_shift);
+        whole.contains(part.base_gfn) && part.end_gfn() <= whole.end_gfn() && hva == part.userspace_addr
     }
 
     /// Whether every frame of a slot has the same memory in the result, and may be used as before.
     fn keeps_memory(&self, old: &Memslot) -> bool {
-        let mut gfn = Gfn(old.base_gfn);
+        let mut gfn = old.base_gfn;
         while gfn < old.end_gfn() {
             let Some(now) = self.at(old.as_id, gfn).map(|record| self.slot(record)) else { return false };
-            let hva_of = |slot: &Memslot| slot.userspace_addr.wrapping_add((gfn.0 - slot.base_gfn) << self.page_shift);
             let less_access = now.flags & !old.flags & (READONLY | GUEST_MEMFD) != 0;
-            if less_access || hva_of(now) != hva_of(old) {
+            if less_access || now.hva_of(gfn, self.page_shift) != old.hva_of(gfn, self.page_shift) {
                 return false;
             }
             gfn = now.end_gfn();
@@ -329,7 +329,7 @@ impl<'a> Fold<'a> {
     }
 
     /// The slot that holds a frame in the result.
-    fn at(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Record>> {
+    fn at(&self, as_id: AsId, gfn: Gfn) -> Option<NonNull<Record>> {
         // SAFETY: the result is alive.
         unsafe { self.result.space(as_id)?.find_gfn::<Baseline>(gfn) }.map(|found| found.record)
     }

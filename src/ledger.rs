@@ -8,13 +8,14 @@
 //! those that mapped it before were retired earlier.
 
 use crate::error::{Errno, Result};
+use crate::slot::HostPage;
 use std::ops::Range;
 
 /// Pages of host memory, under the number of a bag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
-    start: u64,
-    end: u64,
+    start: HostPage,
+    end: HostPage,
     bag: u64,
 }
 
@@ -38,13 +39,13 @@ impl Ledger {
     }
 
     /// The first piece that ends behind a page.
-    fn first_behind(&self, page: u64) -> usize {
+    fn first_behind(&self, page: HostPage) -> usize {
         self.pieces.partition_point(|piece| piece.end <= page)
     }
 
     /// Pages that no slot maps any more. Those that are here already, since two slots mapped them and went together,
     /// stay.
-    pub(crate) fn add(&mut self, pages: Range<u64>, bag: u64) {
+    pub(crate) fn add(&mut self, pages: Range<HostPage>, bag: u64) {
         let (mut start, mut index) = (pages.start, self.first_behind(pages.start));
         while start < pages.end {
             let next = self.pieces.get(index).copied().filter(|piece| piece.start < pages.end);
@@ -60,7 +61,7 @@ impl Ledger {
     }
 
     /// Pages that a slot maps again.
-    pub(crate) fn remove(&mut self, pages: Range<u64>) {
+    pub(crate) fn remove(&mut self, pages: Range<HostPage>) {
         let (first, end) = (self.first_behind(pages.start), self.pieces.partition_point(|p| p.start < pages.end));
         if first >= end {
             return;
@@ -87,7 +88,7 @@ impl Ledger {
     }
 
     /// Gives up what waited for a bag up to this one, in the order of the pages.
-    pub(crate) fn give_up(&mut self, up_to: u64, mut unmap: impl FnMut(Range<u64>)) {
+    pub(crate) fn give_up(&mut self, up_to: u64, mut unmap: impl FnMut(Range<HostPage>)) {
         self.pieces.retain(|piece| {
             let waits = piece.bag > up_to;
             if !waits {
@@ -120,26 +121,28 @@ mod tests {
         for bag in 1..if cfg!(miri) { 200 } else { 20_000 } {
             let start = below(40);
             let range = start..start + 1 + below(8);
+            let host_pages = HostPage(range.start)..HostPage(range.end);
             ledger.reserve(range.clone().count()).unwrap();
             match below(3) {
                 0 => {
-                    ledger.add(range.clone(), bag);
+                    ledger.add(host_pages, bag);
                     range.for_each(|page| _ = pages.entry(page).or_insert(bag));
                 }
                 1 => {
-                    ledger.remove(range.clone());
+                    ledger.remove(host_pages);
                     range.for_each(|page| _ = pages.remove(&page));
                 }
                 _ => {
                     let up_to = bag - below(8).min(bag);
                     ledger.give_up(up_to, |given| {
-                        for page in given {
+                        for page in given.start.0..given.end.0 {
                             assert!(pages.remove(&page).is_some_and(|bag| bag <= up_to), "page {page}");
                         }
                     });
                 }
             }
-            let here: Vec<_> = ledger.pieces.iter().flat_map(|p| (p.start..p.end).map(|page| (page, p.bag))).collect();
+            let here: Vec<_> =
+                ledger.pieces.iter().flat_map(|p| (p.start.0..p.end.0).map(|page| (page, p.bag))).collect();
             assert!(here.into_iter().eq(pages.clone()));
         }
     }

@@ -6,7 +6,7 @@
 //! readers never wait, and the rules and error numbers are those of Linux's KVM.
 //!
 //! ```
-//! use memslots::{Config, Gfn, Gpa, Access, Memslots, Region};
+//! use memslots::{Access, AsId, Config, Gfn, Gpa, Hva, Memslots, Region, SlotId};
 //!
 //! let table = Memslots::new(Config::default())?;
 //! let ram = Region { memory_size: 0x10_0000, userspace_addr: 0x7f00_0000_0000, ..Region::default() };
@@ -14,10 +14,10 @@
 //!
 //! let vcpu = table.reader()?; // one for each reading thread
 //! let section = vcpu.lock(); // what is found stays valid until it is dropped
-//! let slot = section.find_gfn(0, Gfn(0x42)).expect("mapped");
-//! assert_eq!(slot.id, 0);
-//! let (hva, left) = section.gpa_to_hva(0, Gpa(0x42_010), Access::Write)?;
-//! assert_eq!((hva.0, left), (0x7f00_0004_2010, 0x10_0000 - 0x42_010));
+//! let slot = section.find_gfn(AsId(0), Gfn(0x42)).expect("mapped");
+//! assert_eq!(slot.id, SlotId(0));
+//! let (hva, left) = section.gpa_to_hva(AsId(0), Gpa(0x42_010), Access::Write)?;
+//! assert_eq!((hva, left), (Hva(0x7f00_0004_2010), 0x10_0000 - 0x42_010));
 //! # Ok::<(), memslots::Errno>(())
 //! ```
 //!
@@ -86,8 +86,8 @@ pub use hooks::{Change, Hooks, Kind};
 pub use plan::{between as plan, Difference, Step};
 pub use reader::{HvaCache, Iter, Reader, ReaderStats, Section};
 pub use slot::{
-    Access, Gfn, Gpa, Hva, Memslot, Region, GUEST_MEMFD, ID_ANY, INVALID, LOG_DIRTY_PAGES, MAX_ADDRESS_SPACES,
-    MAX_SLOT_PAGES, READONLY,
+    Access, AsId, Gfn, Gpa, Hva, Memslot, Pages, Region, SlotId, GUEST_MEMFD, INVALID, LOG_DIRTY_PAGES,
+    MAX_ADDRESS_SPACES, MAX_SLOT_PAGES, READONLY,
 };
 pub use stats::Stats;
 pub use table::{Config, Memslots};

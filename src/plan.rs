@@ -103,7 +103,7 @@ type Place = std::ops::Range<u128>;
 
 /// Where a region is, with the address space in front so that spaces never meet. Ends at 2^64 fit.
 fn place(region: &Region) -> Place {
-    let start = (region.as_id() as u128) << 65 | region.guest_phys_addr as u128;
+    let start = (region.as_id().0 as u128) << 65 | region.guest_phys_addr as u128;
     start..start + region.memory_size as u128
 }
 

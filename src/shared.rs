@@ -17,7 +17,7 @@ use crate::ledger::Ledger;
 use crate::lock::UpdateLock;
 use crate::presence::{Presence, Readers};
 use crate::published::{publications_between, Current, Numbers};
-use crate::slot::{Hva, Limits, Memslot, Region};
+use crate::slot::{AsId, HostPage, Limits, Memslot, Pages, Region};
 use crate::snapshot::{Published, PublishedRef, Record, Space};
 use crate::stats::{Figures, Stats};
 use crate::trace::{Op, Trace};
@@ -300,7 +300,7 @@ impl<'a> Updating<'a> {
 
     /// The same, with what one change of an address space can allocate reserved.
     #[inline(always)]
-    pub(crate) fn begin_copy_for(&self, as_id: u16) -> Result<WorkingCopy> {
+    pub(crate) fn begin_copy_for(&self, as_id: AsId) -> Result<WorkingCopy> {
         // SAFETY: as above.
         unsafe { WorkingCopy::begin_for(&self.shared.store, self.shared.current.root(), as_id) }
     }
@@ -363,14 +363,14 @@ impl<'a> Updating<'a> {
     /// Notes where the table stands.
     fn note_figures(&mut self) {
         let add = |(slots, npages), space: &Space| (slots + space.count as u64, npages + space.npages);
-        let (slots, npages) = self.current().spaces().iter().fold((0, 0), add);
+        let (slots, npages) = self.current().spaces().iter().fold((0, Pages(0)), add);
         let (index_bytes, pool_bytes) = (self.pool().used() as u64, self.pool().held() as u64);
         let writer = self.writer();
         let (garbage_bytes, garbage_objects) = writer.lane.garbage();
         let now = Stats {
             publications: writer.publications,
             slots,
-            npages,
+            npages: npages.0,
             index_bytes,
             pool_bytes,
             garbage_bytes: garbage_bytes as u64,
@@ -465,10 +465,10 @@ impl Shared {
         }
     }
 
-    fn unmap(&self, pages: Range<u64>) {
+    fn unmap(&self, pages: Range<HostPage>) {
         if let Some(hooks) = &self.hooks {
             let shift = self.limits.page_shift;
-            hooks.unmap(Hva(pages.start << shift), (pages.end - pages.start) << shift);
+            hooks.unmap(pages.start.hva(shift), (pages.end - pages.start).bytes(shift));
         }
     }
 

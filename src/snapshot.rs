@@ -9,7 +9,7 @@ use crate::index::node::{Baseline, Entry, Lanes};
 use crate::index::pool::{lines_of, Object, Pool, LINE};
 use crate::index::range_tree::{Cursor, RangeTree};
 use crate::index::{Editor, Head, Stamp};
-use crate::slot::{Gfn, Memslot};
+use crate::slot::{AsId, Gfn, HostPage, Memslot, Pages, SlotId};
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::Range;
@@ -60,7 +60,7 @@ pub(crate) struct Space {
     /// By id; words are records.
     ids: IdTable,
     pub(crate) generation: u64,
-    pub(crate) npages: u64,
+    pub(crate) npages: Pages,
     pub(crate) count: u32,
 }
 
@@ -68,8 +68,8 @@ pub(crate) struct Space {
 #[derive(Clone, Copy)]
 pub(crate) struct Found {
     pub(crate) record: NonNull<Record>,
-    pub(crate) base_gfn: u64,
-    pub(crate) npages: u64,
+    pub(crate) base_gfn: Gfn,
+    pub(crate) npages: Pages,
 }
 
 /// What one store publishes.
@@ -84,18 +84,17 @@ pub(crate) struct Published {
 
 /// The hva tree's part of a slot: pages of host memory, under the slot's id.
 fn hva_entry(slot: &Memslot, page_shift: u32) -> Entry {
-    let pages = host_pages(slot, page_shift);
-    Entry { start: pages.start, last: pages.end - 1, word: without_provenance_mut(slot.id as usize) }
+    let pages = slot.host_pages(page_shift);
+    Entry { start: pages.start.0, last: pages.end.0 - 1, word: without_provenance_mut(slot.id.0 as usize) }
 }
 
-/// The pages of host memory that a slot maps.
-pub(crate) fn host_pages(slot: &Memslot, page_shift: u32) -> Range<u64> {
-    let start = slot.userspace_addr >> page_shift;
-    start..start + slot.npages
+/// The id that a word of the hva tree is.
+pub(crate) fn id_of(word: *mut u8) -> SlotId {
+    SlotId(word.addr() as u16)
 }
 
 /// Calls `visit` for the ranges of a range of host pages that no slot in some address spaces maps, in order.
-fn visit_unmapped(spaces: &[Space], pages: Range<u64>, page_shift: u32, visit: &mut dyn FnMut(Range<u64>)) {
+fn visit_unmapped(spaces: &[Space], pages: Range<HostPage>, page_shift: u32, visit: &mut dyn FnMut(Range<HostPage>)) {
     if pages.is_empty() {
         return;
     }
@@ -111,12 +110,19 @@ fn visit_unmapped(spaces: &[Space], pages: Range<u64>, page_shift: u32, visit: &
 fn gfn_entry(record: NonNull<Record>) -> Entry {
     // SAFETY: records handed to a space are alive.
     let slot = unsafe { &record.as_ref().slot };
-    Entry { start: slot.base_gfn, last: slot.base_gfn + slot.npages - 1, word: record.as_ptr().cast() }
+    Entry { start: slot.base_gfn.0, last: slot.end_gfn().0 - 1, word: record.as_ptr().cast() }
 }
 
 impl Space {
     pub(crate) const fn empty(generation: u64) -> Space {
-        Space { gfn: RangeTree::EMPTY, hva: RangeTree::EMPTY, ids: IdTable::EMPTY, generation, npages: 0, count: 0 }
+        Space {
+            gfn: RangeTree::EMPTY,
+            hva: RangeTree::EMPTY,
+            ids: IdTable::EMPTY,
+            generation,
+            npages: Pages(0),
+            count: 0,
+        }
     }
 
     // ---- questions ----
@@ -140,8 +146,8 @@ impl Space {
         // SAFETY: words of the gfn tree are records.
         let record = unsafe { NonNull::new_unchecked(pair.word.cast()) };
         // SAFETY: as above.
-        let npages = unsafe { leaf.pages_from(index, pair.start) };
-        Some(Found { record, base_gfn: pair.start, npages })
+        let npages = Pages(unsafe { leaf.pages_from(index, pair.start) });
+        Some(Found { record, base_gfn: Gfn(pair.start), npages })
     }
 
     /// The slot that holds a frame, or the one below it, or the lowest.
@@ -159,7 +165,7 @@ impl Space {
     /// # Safety
     /// The space is alive.
     #[inline(always)]
-    pub(crate) unsafe fn find_id(&self, id: u16) -> Option<NonNull<Record>> {
+    pub(crate) unsafe fn find_id(&self, id: SlotId) -> Option<NonNull<Record>> {
         // SAFETY: the caller's promise.
         NonNull::new(unsafe { self.ids.get(id) }.cast())
     }
@@ -169,16 +175,16 @@ impl Space {
     /// # Safety
     /// The space is alive, and the processor of the kind `L`.
     #[inline(always)]
-    pub(crate) unsafe fn find_hva_page<L: Lanes>(&self, page: u64) -> Option<NonNull<Record>> {
+    pub(crate) unsafe fn find_hva_page<L: Lanes>(&self, page: HostPage) -> Option<NonNull<Record>> {
         // SAFETY: the caller's promise.
-        let (leaf, index) = unsafe { self.hva.first_reaching::<L>(page) }?;
+        let (leaf, index) = unsafe { self.hva.first_reaching::<L>(page.0) }?;
         // SAFETY: an index that the search answered with.
         let pair = unsafe { leaf.pair(index) };
-        if pair.start > page {
+        if pair.start > page.0 {
             return None;
         }
         // SAFETY: the caller's promise.
-        unsafe { self.find_id(pair.word.addr() as u16) }
+        unsafe { self.find_id(id_of(pair.word)) }
     }
 
     /// The lowest id that no slot has.
@@ -196,7 +202,7 @@ impl Space {
     /// The space is alive.
     pub(crate) unsafe fn walk(&self) -> Cursor {
         // SAFETY: the caller's promise.
-        unsafe { self.walk_gfn::<Baseline>(0, u64::MAX) }
+        unsafe { self.walk_gfn::<Baseline>(Gfn(0), Gfn(u64::MAX)) }
     }
 
     /// A walk over the slots with a page in `first..=last`, in order of gfn. Its words are records.
@@ -204,9 +210,9 @@ impl Space {
     /// # Safety
     /// The space is alive, and the processor of the kind `L`.
     #[inline(always)]
-    pub(crate) unsafe fn walk_gfn<L: Lanes>(&self, first: u64, last: u64) -> Cursor {
+    pub(crate) unsafe fn walk_gfn<L: Lanes>(&self, first: Gfn, last: Gfn) -> Cursor {
         // SAFETY: the caller's promise.
-        unsafe { Cursor::new::<L, false>(&self.gfn, first, last) }
+        unsafe { Cursor::new::<L, false>(&self.gfn, first.0, last.0) }
     }
 
     /// A walk over the slots with a page of host memory in `first..=last`, in order of hva. Its words are ids.
@@ -214,19 +220,19 @@ impl Space {
     /// # Safety
     /// As `walk_gfn`.
     #[inline(always)]
-    pub(crate) unsafe fn walk_hva<L: Lanes>(&self, first: u64, last: u64) -> Cursor {
+    pub(crate) unsafe fn walk_hva<L: Lanes>(&self, first: HostPage, last: HostPage) -> Cursor {
         // SAFETY: the caller's promise.
-        unsafe { Cursor::new::<L, true>(&self.hva, first, last) }
+        unsafe { Cursor::new::<L, true>(&self.hva, first.0, last.0) }
     }
 
     /// A slot other than `but` that shares a frame with `base..base + npages`.
     ///
     /// # Safety
     /// The space is alive.
-    pub(crate) unsafe fn overlapping(&self, base: Gfn, npages: u64, but: Option<u16>) -> Option<NonNull<Record>> {
+    pub(crate) unsafe fn overlapping(&self, base: Gfn, npages: Pages, but: Option<SlotId>) -> Option<NonNull<Record>> {
         // SAFETY: the caller's promise; an index that the search answered with.
         let first = unsafe { self.gfn.first_reaching::<Baseline>(base.0).map(|(leaf, index)| leaf.pair(index)) }?;
-        if first.start >= base.0 + npages {
+        if first.start >= (base + npages).0 {
             return None;
         }
         let record = NonNull::new(first.word.cast::<Record>())?;
@@ -236,9 +242,9 @@ impl Space {
             return Some(record);
         }
         // What is left to ask for begins where the slot that is passed over ends.
-        let left = (base.0 + npages).checked_sub(slot.end_gfn().0).filter(|left| *left > 0)?;
+        let left = (base + npages).0.checked_sub(slot.end_gfn().0).filter(|left| *left > 0)?;
         // SAFETY: the caller's promise.
-        unsafe { self.overlapping(slot.end_gfn(), left, None) }
+        unsafe { self.overlapping(slot.end_gfn(), Pages(left), None) }
     }
 
     // ---- changes, to a working copy ----
@@ -379,12 +385,12 @@ impl Space {
     }
 
     /// Calls `visit` for the host pages of each slot with one in a range, in the order of their first.
-    fn for_each_mapped(&self, pages: Range<u64>, page_shift: u32, visit: &mut dyn FnMut(Range<u64>)) {
+    fn for_each_mapped(&self, pages: Range<HostPage>, page_shift: u32, visit: &mut dyn FnMut(Range<HostPage>)) {
         // SAFETY: as in for_each_slot(). Words of the hva tree are ids, of slots that are there.
         unsafe {
-            let mut walk = self.walk_hva::<Baseline>(pages.start, pages.end - 1);
-            while let Some(record) = walk.next().and_then(|word| self.find_id(word.addr() as u16)) {
-                visit(host_pages(&record.as_ref().slot, page_shift));
+            let mut walk = self.walk_hva::<Baseline>(pages.start, HostPage(pages.end.0 - 1));
+            while let Some(record) = walk.next().and_then(|word| self.find_id(id_of(word))) {
+                visit(record.as_ref().slot.host_pages(page_shift));
             }
         }
     }
@@ -509,13 +515,13 @@ impl<'a> PublishedRef<'a> {
     }
 
     #[inline(always)]
-    pub(crate) fn space(self, as_id: u16) -> Option<&'a Space> {
+    pub(crate) fn space(self, as_id: AsId) -> Option<&'a Space> {
         self.head().check();
-        if as_id as u32 >= self.nr_spaces() {
+        if as_id.0 as u32 >= self.nr_spaces() {
             return None;
         }
         // SAFETY: as in spaces().
-        Some(unsafe { self.published.add(1).cast::<Space>().add(as_id as usize).as_ref() })
+        Some(unsafe { self.published.add(1).cast::<Space>().add(as_id.0 as usize).as_ref() })
     }
 
     /// The slot of a record that was found in this publication.
@@ -533,16 +539,21 @@ impl<'a> PublishedRef<'a> {
     }
 
     /// Calls `visit` for the ranges of a range of host pages that no slot of any address space maps, in order.
-    pub(crate) fn for_each_unmapped(self, pages: Range<u64>, page_shift: u32, visit: &mut dyn FnMut(Range<u64>)) {
+    pub(crate) fn for_each_unmapped(
+        self,
+        pages: Range<HostPage>,
+        page_shift: u32,
+        visit: &mut dyn FnMut(Range<HostPage>),
+    ) {
         visit_unmapped(self.spaces(), pages, page_shift, visit);
     }
 
     /// Calls `visit` for the host pages that slots map: for each once, however many do.
-    pub(crate) fn for_each_mapped(self, page_shift: u32, visit: &mut dyn FnMut(Range<u64>)) {
+    pub(crate) fn for_each_mapped(self, page_shift: u32, visit: &mut dyn FnMut(Range<HostPage>)) {
         let spaces = self.spaces();
         for (as_id, space) in spaces.iter().enumerate() {
-            let mut seen = 0;
-            space.for_each_mapped(0..u64::MAX, page_shift, &mut |pages| {
+            let mut seen = HostPage(0);
+            space.for_each_mapped(HostPage(0)..HostPage(u64::MAX), page_shift, &mut |pages| {
                 let new = pages.start.max(seen)..pages.end.max(seen);
                 seen = new.end;
                 // What a space before this one maps was visited there.
@@ -584,9 +595,11 @@ mod tests {
     const SPACES: u32 = 3;
 
     fn slot(id: u16, base_gfn: u64, npages: u64) -> Memslot {
-        let userspace_addr = (0x7000 + 16 * id as u64) << PAGE_SHIFT;
-        let (guest_memfd_offset, opaque, guest_memfd) = (0, null_mut(), -1);
-        Memslot { base_gfn, npages, userspace_addr, guest_memfd_offset, opaque, guest_memfd, flags: 0, id, as_id: 1 }
+        let base_gfn = Gfn(base_gfn);
+        let (npages, userspace_addr) = (Pages(npages), HostPage(0x7000 + 16 * id as u64).hva(PAGE_SHIFT));
+        let (guest_memfd_offset, opaque, guest_memfd, flags) = (0, null_mut(), -1, 0);
+        let (id, as_id) = (SlotId(id), AsId(1));
+        Memslot { base_gfn, npages, userspace_addr, guest_memfd_offset, opaque, guest_memfd, flags, id, as_id }
     }
 
     /// All questions about a slot that is there.
@@ -594,17 +607,17 @@ mod tests {
     /// # Safety
     /// The space is alive.
     unsafe fn assert_finds(space: &Space, slot: &Memslot) {
-        let (last, page) = (slot.base_gfn + slot.npages - 1, slot.userspace_addr >> PAGE_SHIFT);
+        let (last, page) = (Gfn(slot.end_gfn().0 - 1), slot.userspace_addr.page(PAGE_SHIFT));
         // SAFETY: the caller's promise; the baseline is what every processor can do.
         unsafe {
             let record = space.find_id(slot.id).unwrap();
             assert_eq!(record.as_ref().slot.base_gfn, slot.base_gfn);
-            let found = space.find_gfn::<Baseline>(Gfn(last)).unwrap();
+            let found = space.find_gfn::<Baseline>(last).unwrap();
             assert_eq!((found.record, found.base_gfn, found.npages), (record, slot.base_gfn, slot.npages));
-            assert_eq!(space.find_gfn_approx(Gfn(last)), Some(record));
+            assert_eq!(space.find_gfn_approx(last), Some(record));
             assert_eq!(space.find_hva_page::<Baseline>(page), Some(record));
             assert_eq!(space.walk_gfn::<Baseline>(last, last).next(), Some(record.as_ptr().cast()));
-            assert_eq!(space.walk_hva::<Baseline>(page, page).next().map(|word| word.addr() as u16), Some(slot.id));
+            assert_eq!(space.walk_hva::<Baseline>(page, page).next().map(id_of), Some(slot.id));
         }
     }
 
@@ -628,8 +641,11 @@ mod tests {
             let [_, space, _] = PublishedRef::new(work).spaces() else { unreachable!("three spaces") };
             slots.iter().for_each(|slot| assert_finds(space, slot));
             assert_eq!((space.count, space.lowest_free_id()), (60, 60));
-            assert_eq!(PublishedRef::new(work).space(2).map(|space| (space.count, space.generation)), Some((0, 2)));
-            assert!(PublishedRef::new(work).space(3).is_none());
+            assert_eq!(
+                PublishedRef::new(work).space(AsId(2)).map(|space| (space.count, space.generation)),
+                Some((0, 2))
+            );
+            assert!(PublishedRef::new(work).space(AsId(3)).is_none());
             assert_eq!(base_spaces.iter().map(|space| space.count).sum::<u32>(), 0);
             assert!(base_spaces[1].find_gfn::<Baseline>(Gfn(0)).is_none());
             let all = |_: &Head| false;

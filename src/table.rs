@@ -11,7 +11,7 @@ use crate::kvm::Backend;
 use crate::plan::{self, Difference};
 use crate::reader::Reader;
 use crate::shared::{Owner, Shared};
-use crate::slot::{Gpa, Limits, Memslot, Region, MAX_ADDRESS_SPACES};
+use crate::slot::{AsId, Gpa, Limits, Memslot, Region, SlotId, MAX_ADDRESS_SPACES};
 use crate::snapshot::PublishedRef;
 use crate::stats::Stats;
 use crate::trace::{self, Op, Trace};
@@ -142,8 +142,8 @@ impl Memslots {
     ///
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
-    pub fn create(&self, region: &Region, opaque: *mut c_void) -> Result<u16> {
-        let mut id = 0;
+    pub fn create(&self, region: &Region, opaque: *mut c_void) -> Result<SlotId> {
+        let mut id = SlotId(0);
         self.single(
             Op::Create,
             || *region,
@@ -162,7 +162,7 @@ impl Memslots {
     ///
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
-    pub fn delete(&self, as_id: u16, id: u16) -> Result<()> {
+    pub fn delete(&self, as_id: AsId, id: SlotId) -> Result<()> {
         self.single(Op::Delete, || trace::named(as_id, id), |rules| rules.delete(as_id, id))
     }
 
@@ -170,7 +170,7 @@ impl Memslots {
     ///
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
-    pub fn move_slot(&self, as_id: u16, id: u16, gpa: Gpa) -> Result<()> {
+    pub fn move_slot(&self, as_id: AsId, id: SlotId, gpa: Gpa) -> Result<()> {
         let named = || Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
         self.single(Op::Move, named, |rules| rules.move_slot(as_id, id, gpa))
     }
@@ -179,7 +179,7 @@ impl Memslots {
     ///
     /// # Errors
     /// As there, and as [`Memslots::set_region`].
-    pub fn set_flags(&self, as_id: u16, id: u16, flags: u32) -> Result<()> {
+    pub fn set_flags(&self, as_id: AsId, id: SlotId, flags: u32) -> Result<()> {
         let named = || Region { flags, ..trace::named(as_id, id) };
         self.single(Op::Flags, named, |rules| rules.set_flags(as_id, id, flags))
     }
@@ -199,7 +199,7 @@ impl Memslots {
     /// # Errors
     /// `EEXIST` where a region has the id of an earlier one or overlaps it; `EINVAL` for size 0, another address space,
     /// and what `set_region` refuses; those of a commit. With the index of the first culprit.
-    pub fn replace_all(&self, as_id: u16, regions: &[Region], opaques: Option<&[*mut c_void]>) -> Result<(), Refused> {
+    pub fn replace_all(&self, as_id: AsId, regions: &[Region], opaques: Option<&[*mut c_void]>) -> Result<(), Refused> {
         update::replace_all(&self.shared, as_id, regions, |index| opaque_at(opaques, index))
     }
 
@@ -384,7 +384,7 @@ struct Shown<'a>(&'a Memslot, u32);
 impl std::fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Memslot { base_gfn, npages, userspace_addr, flags, id, guest_memfd, guest_memfd_offset, .. } = *self.0;
-        let (gpa, last) = (base_gfn << self.1, ((base_gfn + npages) << self.1).wrapping_sub(1));
+        let (gpa, last) = (base_gfn.gpa(self.1), self.0.end_gfn().gpa(self.1).0.wrapping_sub(1));
         write!(f, "  slot {id:5}  gpa {gpa:#014x}-{last:#014x}  hva {userspace_addr:#014x}  pages {npages:8}")?;
         let names = [(crate::slot::LOG_DIRTY_PAGES, "log-dirty"), (crate::slot::READONLY, "readonly")];
         names.iter().filter(|(bit, _)| flags & bit != 0).try_for_each(|(_, name)| write!(f, "  {name}"))?;
@@ -456,14 +456,14 @@ mod tests {
         (0..slots).for_each(|id| table.set_region(&region(id), null_mut()).unwrap());
         for victim in [3, slots / 2] {
             let mut txn = table.begin().unwrap();
-            txn.set_flags(0, victim as u16, crate::LOG_DIRTY_PAGES).unwrap();
+            txn.set_flags(AsId(0), SlotId(victim as u16), crate::LOG_DIRTY_PAGES).unwrap();
             txn.abort();
             for stamp in addresses(&table) {
                 set_next_stamp(&table, stamp);
                 let reader = table.reader().unwrap();
                 let section = reader.lock();
-                let walk = section.iter(0);
-                table.delete(0, victim as u16).unwrap();
+                let walk = section.iter(AsId(0));
+                table.delete(AsId(0), SlotId(victim as u16)).unwrap();
                 assert_eq!(
                     walk.count() as u32,
                     slots,
@@ -473,6 +473,6 @@ mod tests {
                 table.set_region(&region(victim), null_mut()).unwrap();
             }
         }
-        assert!(table.reader().unwrap().lock().find_gfn(0, Gfn(3 << 8)).is_some());
+        assert!(table.reader().unwrap().lock().find_gfn(AsId(0), Gfn(3 << 8)).is_some());
     }
 }

@@ -5,7 +5,7 @@
 //! disturb the table.
 
 use crate::error::{Errno, Result};
-use crate::slot::Region;
+use crate::slot::{AsId, Region, SlotId};
 use std::fmt;
 use std::io::Write;
 use std::os::fd::RawFd;
@@ -47,8 +47,8 @@ impl fmt::Display for Op {
 }
 
 /// A region that names a slot and says nothing else.
-pub(crate) fn named(as_id: u16, id: u16) -> Region {
-    Region { slot: id as u32 | (as_id as u32) << 16, ..Region::default() }
+pub(crate) fn named(as_id: AsId, id: SlotId) -> Region {
+    Region { slot: Region::slot_of(as_id, id), ..Region::default() }
 }
 
 /// An open trace. The file descriptor stays the caller's.

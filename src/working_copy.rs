@@ -15,7 +15,7 @@ use crate::index::node::Entry;
 use crate::index::pool::{Object, Pool, LINE};
 use crate::index::{object_of, Editor, Head, Stamp, REPLACED_PER_EDIT};
 use crate::published::{Current, Numbers};
-use crate::slot::Memslot;
+use crate::slot::{AsId, Memslot};
 use crate::snapshot::{Published, PublishedRef, Record, Space};
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
@@ -172,7 +172,7 @@ impl WorkingCopy {
     pub(crate) unsafe fn begin_for(
         store: &UnsafeCell<Store>,
         base: NonNull<Published>,
-        as_id: u16,
+        as_id: AsId,
     ) -> Result<WorkingCopy> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -251,7 +251,7 @@ impl WorkingCopy {
 
     /// Reserves what `edits` changes of one slot each in an address space can allocate. Nothing else fails.
     #[inline(always)]
-    pub(crate) fn reserve(&mut self, as_id: u16, edits: usize) -> Result<()> {
+    pub(crate) fn reserve(&mut self, as_id: AsId, edits: usize) -> Result<()> {
         let bytes = self.state().space(as_id).map_or(0, Space::bytes_to_edit);
         self.reserve_replaced(edits * REPLACED_PER_EDIT)?;
         self.store().pool.reserve(edits * bytes)
@@ -265,20 +265,20 @@ impl WorkingCopy {
 
     /// Changes one address space. Should that panic, nobody knows what the copy is.
     #[inline(always)]
-    fn edit<T>(&mut self, as_id: u16, change: impl FnOnce(&mut Space, &mut Editor<'_>) -> T) -> T {
+    fn edit<T>(&mut self, as_id: AsId, change: impl FnOnce(&mut Space, &mut Editor<'_>) -> T) -> T {
         // SAFETY: the store is as the field says. The root is this copy's own until it is published, and nobody looks
         // at it meanwhile.
         let (store, spaces) = unsafe { (self.store.as_mut(), Published::spaces_mut(self.root)) };
         let replaced = if self.lists { Some(&mut store.replaced) } else { None };
         let mut editor = Editor { pool: &mut store.pool, stamp: self.stamp, replaced };
         let half_way = HalfWay(&mut self.broken);
-        let result = change(&mut spaces[as_id as usize], &mut editor);
+        let result = change(&mut spaces[as_id.0 as usize], &mut editor);
         std::mem::forget(half_way);
         result
     }
 
     /// Sets the figures of an address space.
-    pub(crate) fn add_to_generation(&mut self, as_id: u16, steps: u64) {
+    pub(crate) fn add_to_generation(&mut self, as_id: AsId, steps: u64) {
         self.edit(as_id, move |space, _| space.generation += steps);
     }
 
@@ -342,7 +342,7 @@ impl WorkingCopy {
     ///
     /// # Errors
     /// `ENOMEM`; the space is as it was then.
-    pub(crate) fn clear(&mut self, as_id: u16) -> Result<()> {
+    pub(crate) fn clear(&mut self, as_id: AsId) -> Result<()> {
         let Some(&space) = self.state().space(as_id) else { return Ok(()) };
         debug_assert!(self.lists && self.count_replaced() == 0, "nothing was edited before");
         let mut nodes = 0;
@@ -374,7 +374,7 @@ impl WorkingCopy {
     /// is short; the copy is good for nothing but to be dropped then.
     pub(crate) fn build(
         &mut self,
-        as_id: u16,
+        as_id: AsId,
         records: impl Iterator<Item = NonNull<Record>> + Clone,
         shift: u32,
     ) -> Option<()> {

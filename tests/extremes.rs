@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Tables at the edge of what can be. Random ones, held against a model, are the `oracle` crate's.
 
-use memslots::{Config, Gfn, Hva, Memslots, Region};
+use memslots::{AsId, Config, Gfn, Hva, Memslots, Region, SlotId};
 use std::ptr::null_mut;
 
 fn region(id: u16, gfn: u64, npages: u64, hva_page: u64) -> Region {
@@ -22,15 +22,15 @@ fn host_memory_shared_by_many_slots() {
         table.set_region(&region(id, id as u64 * 10, 1 + id as u64 % 7, id as u64 % 2), null_mut()).unwrap();
     }
     let reader = table.reader().unwrap();
-    assert_eq!(reader.lock().find_hva(0, Hva(0)).unwrap().id, 0);
+    assert_eq!(reader.lock().find_hva(AsId(0), Hva(0)).unwrap().id, SlotId(0));
     for id in (0..600).step_by(2) {
         let section = reader.lock();
-        assert_eq!(section.find_hva(0, Hva(0)).unwrap().id, id);
-        assert_eq!(section.iter_hva(0, Hva(0), Hva(0)).count(), (600 - id as usize).div_ceil(2));
+        assert_eq!(section.find_hva(AsId(0), Hva(0)).unwrap().id, SlotId(id));
+        assert_eq!(section.iter_hva(AsId(0), Hva(0), Hva(0)).count(), (600 - id as usize).div_ceil(2));
         drop(section);
-        table.delete(0, id).unwrap();
+        table.delete(AsId(0), SlotId(id)).unwrap();
     }
-    assert!(reader.lock().find_hva(0, Hva(0)).is_none());
+    assert!(reader.lock().find_hva(AsId(0), Hva(0)).is_none());
 }
 
 #[test]
@@ -46,7 +46,8 @@ fn as_many_address_spaces_as_there_can_be() {
             table.set_region(&region, null_mut()).unwrap();
         }
         let section = reader.lock();
-        assert!((0..64).all(|as_id| section.find_gfn(as_id, Gfn(as_id as u64 * 100 + round)).unwrap().as_id == as_id));
+        assert!((0..64)
+            .all(|as_id| section.find_gfn(AsId(as_id), Gfn(as_id as u64 * 100 + round)).unwrap().as_id == AsId(as_id)));
     }
     table.synchronize().unwrap();
     let held = table.stats().pool_bytes;

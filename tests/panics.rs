@@ -2,7 +2,7 @@
 //! Panics around a table: after one in a hook, readers see one whole state and updates are refused; after one in the
 //! caller's own code, everything is as it was.
 
-use memslots::{Change, Config, Errno, Gfn, Hooks, Memslot, Memslots, Region};
+use memslots::{AsId, Change, Config, Errno, Gfn, Hooks, Memslot, Memslots, Region, SlotId};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -44,9 +44,9 @@ fn region(slot: u32) -> Region {
 fn a_hook_that_panics_leaves_no_slot_invalid() {
     let table = Memslots::new(Config { hooks: Some(Box::new(PanicsOnDelete)), ..Config::default() }).unwrap();
     table.set_region(&region(1), null_mut()).unwrap();
-    assert!(catch_unwind(AssertUnwindSafe(|| table.delete(0, 1))).is_err());
+    assert!(catch_unwind(AssertUnwindSafe(|| table.delete(AsId(0), SlotId(1)))).is_err());
     let reader = table.reader().unwrap();
-    assert!(!reader.lock().find_gfn(0, Gfn(256)).unwrap().is_invalid());
+    assert!(!reader.lock().find_gfn(AsId(0), Gfn(256)).unwrap().is_invalid());
     assert_eq!(table.set_region(&region(2), null_mut()), Err(Errno::ENOTRECOVERABLE));
 }
 
@@ -59,7 +59,7 @@ fn the_callers_own_panic_aborts_its_transaction_and_no_more() {
         panic!("on purpose");
     }));
     assert!(panicked.is_err());
-    assert!(table.reader().unwrap().lock().find_id(0, 1).is_none());
+    assert!(table.reader().unwrap().lock().find_id(AsId(0), SlotId(1)).is_none());
     table.set_region(&region(1), null_mut()).unwrap();
 }
 
@@ -67,7 +67,7 @@ struct PanicsOnRelease;
 
 impl Hooks for PanicsOnRelease {
     fn release(&self, gone: &Memslot) {
-        assert_ne!(gone.id, 1, "on purpose");
+        assert_ne!(gone.id, SlotId(1), "on purpose");
     }
 }
 
@@ -77,11 +77,11 @@ fn a_release_that_panics_leaves_readers_a_whole_state() {
     (1..4).for_each(|slot| table.set_region(&region(slot), null_mut()).unwrap());
     let reader = table.reader().unwrap();
     let section = reader.lock();
-    table.delete(0, 1).unwrap();
-    table.delete(0, 2).unwrap();
+    table.delete(AsId(0), SlotId(1)).unwrap();
+    table.delete(AsId(0), SlotId(2)).unwrap();
     drop(section);
     assert!(catch_unwind(AssertUnwindSafe(|| table.synchronize())).is_err());
-    assert!(reader.lock().find_id(0, 1).is_none() && reader.lock().find_id(0, 3).is_some());
+    assert!(reader.lock().find_id(AsId(0), SlotId(1)).is_none() && reader.lock().find_id(AsId(0), SlotId(3)).is_some());
     assert_eq!(table.set_region(&region(5), null_mut()), Err(Errno::ENOTRECOVERABLE));
 }
 
@@ -93,7 +93,7 @@ fn a_transaction_that_is_forgotten_keeps_the_lock_and_no_more() {
     txn.set_region(&region(2), null_mut()).unwrap();
     std::mem::forget(txn);
     assert_eq!(table.set_region(&region(3), null_mut()), Err(Errno::EDEADLK));
-    assert!(table.reader().unwrap().lock().find_id(0, 1).is_some());
+    assert!(table.reader().unwrap().lock().find_id(AsId(0), SlotId(1)).is_some());
 }
 
 #[test]

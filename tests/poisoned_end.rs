@@ -4,7 +4,7 @@
 //!
 //! By itself, since it has an allocator of its own, which fails on the thread that says so.
 
-use memslots::{Change, Config, Gfn, Hooks, Hva, Memslot, Memslots, Region};
+use memslots::{AsId, Change, Config, Gfn, Hooks, Hva, Memslot, Memslots, Region, SlotId};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -51,7 +51,7 @@ unsafe impl GlobalAlloc for Failing {
 static ALLOCATOR: Failing = Failing;
 
 const SLOTS: usize = 100;
-const PANICS: u16 = 77;
+const PANICS: SlotId = SlotId(77);
 
 /// How often each slot was released, and its page given up.
 struct Told {
@@ -67,7 +67,7 @@ impl Hooks for Tells {
     }
 
     fn release(&self, gone: &Memslot) {
-        self.0.released[gone.id as usize].fetch_add(1, Ordering::Relaxed);
+        self.0.released[gone.id.0 as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     fn wants_unmap(&self) -> bool {
@@ -89,12 +89,12 @@ fn region(slot: usize) -> Region {
 fn poisoned(told: &Arc<Told>) -> Memslots {
     let hooks = Box::new(Tells(told.clone()));
     let table = Memslots::new(Config { hooks: Some(hooks), ..Config::default() }).unwrap();
-    let others = (0..SLOTS).filter(|slot| *slot != PANICS as usize);
+    let others = (0..SLOTS).filter(|slot| *slot != PANICS.0 as usize);
     others.for_each(|slot| table.set_region(&region(slot), null_mut()).unwrap());
     let reader = table.reader().unwrap();
     let section = reader.lock();
-    (10..30).for_each(|slot| table.delete(0, slot).unwrap());
-    assert!(catch_unwind(AssertUnwindSafe(|| table.set_region(&region(PANICS as usize), null_mut()))).is_err());
+    (10..30).for_each(|slot| table.delete(AsId(0), SlotId(slot)).unwrap());
+    assert!(catch_unwind(AssertUnwindSafe(|| table.set_region(&region(PANICS.0 as usize), null_mut()))).is_err());
     drop(section);
     table
 }
@@ -111,6 +111,6 @@ fn all_is_told_before_the_end_is_over() {
         FAILS.set(false);
         let once = |counts: &[AtomicU32]| counts.iter().all(|count| count.load(Ordering::Relaxed) == 1);
         assert!(once(&told.released) && once(&told.unmapped), "with {readers_left} readers left");
-        assert!(readers.iter().all(|reader| reader.lock().find_gfn(0, Gfn(1)).is_none()));
+        assert!(readers.iter().all(|reader| reader.lock().find_gfn(AsId(0), Gfn(1)).is_none()));
     }
 }

@@ -4,7 +4,9 @@
 
 use std::ffi::c_void;
 
-use memslots::{Access, Config, Errno, Gfn, Gpa, Hva, Memslot, Memslots, Reader, Region, Section, Transaction};
+use memslots::{
+    Access, AsId, Config, Errno, Gfn, Gpa, Hva, Memslot, Memslots, Pages, Reader, Region, Section, SlotId, Transaction,
+};
 
 use crate::compare::Player;
 use crate::model::{Limits, Model, Slot, Space};
@@ -94,15 +96,16 @@ impl Library {
     fn in_transaction(transaction: &mut Transaction<'_>, op: &Op, opaque: *mut c_void) -> Outcome {
         let done = match *op {
             Op::Set(r) => transaction.set_region(&region(&r), opaque),
-            Op::Create(r) => return transaction.create(&region(&r), opaque).map_err(errno),
-            Op::Delete { as_id, id } => transaction.delete(as_id, id),
-            Op::Move { as_id, id, gpa } => transaction.move_slot(as_id, id, Gpa(gpa)),
-            Op::Flags { as_id, id, flags } => transaction.set_flags(as_id, id, flags),
+            Op::Create(r) => return transaction.create(&region(&r), opaque).map(|id| id.0).map_err(errno),
+            Op::Delete { as_id, id } => transaction.delete(AsId(as_id), SlotId(id)),
+            Op::Move { as_id, id, gpa } => transaction.move_slot(AsId(as_id), SlotId(id), Gpa(gpa)),
+            Op::Flags { as_id, id, flags } => transaction.set_flags(AsId(as_id), SlotId(id), flags),
             Op::Split { as_id, id, at, new_id } => {
-                return transaction.split(as_id, id, Gpa(at), new_id, opaque).map_err(errno);
+                let upper = transaction.split(AsId(as_id), SlotId(id), Gpa(at), SlotId(new_id), opaque);
+                return upper.map(|id| id.0).map_err(errno);
             }
-            Op::Merge { as_id, lower, upper } => transaction.merge(as_id, lower, upper),
-            Op::Resize { as_id, id, size } => transaction.resize(as_id, id, size),
+            Op::Merge { as_id, lower, upper } => transaction.merge(AsId(as_id), SlotId(lower), SlotId(upper)),
+            Op::Resize { as_id, id, size } => transaction.resize(AsId(as_id), SlotId(id), size),
             _ => unreachable!("not a change of slots"),
         };
         done.map(|()| 0).map_err(errno)
@@ -111,10 +114,10 @@ impl Library {
     fn single(&mut self, op: &Op, opaque: *mut c_void) -> Outcome {
         let done = match *op {
             Op::Set(r) => self.table.set_region(&region(&r), opaque),
-            Op::Create(r) => return self.table.create(&region(&r), opaque).map_err(errno),
-            Op::Delete { as_id, id } => self.table.delete(as_id, id),
-            Op::Move { as_id, id, gpa } => self.table.move_slot(as_id, id, Gpa(gpa)),
-            Op::Flags { as_id, id, flags } => self.table.set_flags(as_id, id, flags),
+            Op::Create(r) => return self.table.create(&region(&r), opaque).map(|id| id.0).map_err(errno),
+            Op::Delete { as_id, id } => self.table.delete(AsId(as_id), SlotId(id)),
+            Op::Move { as_id, id, gpa } => self.table.move_slot(AsId(as_id), SlotId(id), Gpa(gpa)),
+            Op::Flags { as_id, id, flags } => self.table.set_flags(AsId(as_id), SlotId(id), flags),
             _ => {
                 let mut transaction = self.table.begin().map_err(errno)?;
                 let id = Self::in_transaction(&mut transaction, op, opaque)?;
@@ -147,8 +150,8 @@ impl Player for Library {
     fn glance(&mut self, model: &Model) -> Result<(), String> {
         let section = self.reader.lock();
         for (as_id, space) in (0..).zip(model.spaces()) {
-            let got = (section.generation(as_id), section.count(as_id), section.npages(as_id));
-            let wanted = (space.generation, space.slots.len() as u32, space.npages());
+            let got = (section.generation(AsId(as_id)), section.count(AsId(as_id)), section.npages(AsId(as_id)));
+            let wanted = (space.generation, space.slots.len() as u32, Pages(space.npages()));
             same(got, wanted, || format!("as {as_id}: generation, count, npages"))?;
         }
         Ok(())
@@ -177,17 +180,19 @@ const SAMPLE: usize = 32;
 
 impl Look<'_> {
     fn space(&self, as_id: u16, space: &Space) -> Result<(), String> {
-        let all: Vec<_> = self.section.iter(as_id).map(seen).collect();
+        let all: Vec<_> = self.section.iter(AsId(as_id)).map(seen).collect();
         same(all, expected(space.all()), || format!("as {as_id}: all slots"))?;
         self.regions(as_id, space)?;
         let sample = sample(space);
         for slot in &sample {
             self.around(as_id, slot, space)?;
-            same(self.section.find_id(as_id, slot.id).map(seen), Some(slot.bare()), || "find_id".into())?;
+            same(self.section.find_id(AsId(as_id), SlotId(slot.id)).map(seen), Some(slot.bare()), || "find_id".into())?;
         }
         for id in [0, 1, 7, 12, 0x7ffb, 0x7ffc, 0xffff] {
             let wanted = space.by_id(id).map(Slot::bare);
-            same(self.section.find_id(as_id, id).map(seen), wanted, || format!("as {as_id}: find_id({id})"))?;
+            same(self.section.find_id(AsId(as_id), SlotId(id)).map(seen), wanted, || {
+                format!("as {as_id}: find_id({id})")
+            })?;
         }
         self.ranges(as_id, space, &sample)
     }
@@ -197,7 +202,7 @@ impl Look<'_> {
         let wanted: Vec<Region> =
             space.all().iter().map(|slot| region(&slot.request(self.limits.page_shift))).collect();
         let mut got = vec![Region::default(); wanted.len()];
-        let counts = (self.section.regions(as_id, &mut got), self.section.regions(as_id, &mut []));
+        let counts = (self.section.regions(AsId(as_id), &mut got), self.section.regions(AsId(as_id), &mut []));
         same(counts, (wanted.len(), wanted.len()), || format!("as {as_id}: the number of regions"))?;
         same(got, wanted, || format!("as {as_id}: regions"))
     }
@@ -207,23 +212,23 @@ impl Look<'_> {
         let shift = self.limits.page_shift;
         for gfn in [slot.base_gfn.saturating_sub(1), slot.base_gfn, slot.end_gfn() - 1, slot.end_gfn()] {
             let at = format!("as {as_id}, gfn {gfn:#x}");
-            let found = self.section.find_gfn(as_id, Gfn(gfn)).map(seen);
+            let found = self.section.find_gfn(AsId(as_id), Gfn(gfn)).map(seen);
             same(found, space.by_gfn(gfn).map(Slot::bare), || format!("{at}: find_gfn"))?;
-            let near = self.section.find_gfn_approx(as_id, Gfn(gfn)).map(seen);
+            let near = self.section.find_gfn_approx(AsId(as_id), Gfn(gfn)).map(seen);
             same(near, space.near_gfn(gfn).map(Slot::bare), || format!("{at}: find_gfn_approx"))?;
             let gpa = (gfn << shift) + slot.id as u64 % (1 << shift);
             for (access, write) in [(Access::Read, false), (Access::Write, true)] {
-                let got = self.section.gpa_to_hva(as_id, Gpa(gpa), access);
+                let got = self.section.gpa_to_hva(AsId(as_id), Gpa(gpa), access);
                 let got = got.map(|(hva, left)| (hva.0, left)).map_err(errno);
                 same(got, space.translate(gpa, write, shift), || format!("{at}: gpa_to_hva {access:?}"))?;
             }
         }
         let end_hva = slot.hva + (slot.npages << shift);
         for hva in [slot.hva.saturating_sub(1), slot.hva, end_hva - 1, end_hva] {
-            let found = self.section.find_hva(as_id, Hva(hva)).map(seen);
+            let found = self.section.find_hva(AsId(as_id), Hva(hva)).map(seen);
             let wanted = space.by_hva(hva, shift);
             same(found, wanted.map(Slot::bare), || format!("as {as_id}: find_hva({hva:#x})"))?;
-            let gpa = self.section.hva_to_gpa(as_id, Hva(hva)).map(|gpa| gpa.0).map_err(errno);
+            let gpa = self.section.hva_to_gpa(AsId(as_id), Hva(hva)).map(|gpa| gpa.0).map_err(errno);
             let wanted = wanted.map(|slot| (slot.base_gfn << shift) + (hva - slot.hva)).ok_or(libc::ENOENT);
             same(gpa, wanted, || format!("as {as_id}: hva_to_gpa({hva:#x})"))?;
         }
@@ -240,11 +245,11 @@ impl Look<'_> {
         hvas.extend([0, 1, u64::MAX]);
         for _ in 0..SAMPLE {
             let (start, end) = (choose.one(&gfns), choose.one(&gfns));
-            let got: Vec<_> = self.section.iter_gfn(as_id, Gfn(start)..Gfn(end)).map(seen).collect();
+            let got: Vec<_> = self.section.iter_gfn(AsId(as_id), Gfn(start)..Gfn(end)).map(seen).collect();
             let wanted = expected(space.over_gfn(start, end));
             same(got, wanted, || format!("as {as_id}: iter_gfn({start:#x}..{end:#x})"))?;
             let (start, last) = (choose.one(&hvas), choose.one(&hvas));
-            let got: Vec<_> = self.section.iter_hva(as_id, Hva(start), Hva(last)).map(seen).collect();
+            let got: Vec<_> = self.section.iter_hva(AsId(as_id), Hva(start), Hva(last)).map(seen).collect();
             let wanted = expected(space.over_hva(start, last, shift));
             same(got, wanted, || format!("as {as_id}: iter_hva({start:#x}..={last:#x})"))?;
         }
@@ -253,15 +258,19 @@ impl Look<'_> {
 
     fn absent_space(&self, as_id: u16) -> Result<(), String> {
         let s = self.section;
-        same(s.find_gfn(as_id, Gfn(0)).map(seen), None, || "find_gfn in an absent address space".into())?;
-        same(s.find_gfn_approx(as_id, Gfn(0)).map(seen), None, || "find_gfn_approx in an absent address space".into())?;
-        same(s.find_id(as_id, 0).map(seen), None, || "find_id in an absent address space".into())?;
-        same(s.find_hva(as_id, Hva(0)).map(seen), None, || "find_hva in an absent address space".into())?;
-        same(s.iter(as_id).count(), 0, || "an absent address space".into())?;
-        let (gpa, hva) = (s.gpa_to_hva(as_id, Gpa(0), Access::Read), s.hva_to_gpa(as_id, Hva(0)));
+        same(s.find_gfn(AsId(as_id), Gfn(0)).map(seen), None, || "find_gfn in an absent address space".into())?;
+        same(s.find_gfn_approx(AsId(as_id), Gfn(0)).map(seen), None, || {
+            "find_gfn_approx in an absent address space".into()
+        })?;
+        same(s.find_id(AsId(as_id), SlotId(0)).map(seen), None, || "find_id in an absent address space".into())?;
+        same(s.find_hva(AsId(as_id), Hva(0)).map(seen), None, || "find_hva in an absent address space".into())?;
+        same(s.iter(AsId(as_id)).count(), 0, || "an absent address space".into())?;
+        let (gpa, hva) = (s.gpa_to_hva(AsId(as_id), Gpa(0), Access::Read), s.hva_to_gpa(AsId(as_id), Hva(0)));
         same(gpa.err().map(errno), Some(libc::EINVAL), || "gpa_to_hva in an absent address space".into())?;
         same(hva.err().map(errno), Some(libc::EINVAL), || "hva_to_gpa in an absent address space".into())?;
-        same((s.generation(as_id), s.count(as_id), s.npages(as_id)), (0, 0, 0), || "an absent address space".into())
+        same((s.generation(AsId(as_id)), s.count(AsId(as_id)), s.npages(AsId(as_id))), (0, 0, Pages(0)), || {
+            "an absent address space".into()
+        })
     }
 }
 
@@ -270,7 +279,7 @@ fn staged(transaction: &Transaction<'_>, model: &Model) -> Result<(), String> {
     for (as_id, space) in (0..).zip(model.current()) {
         for slot in sample(space) {
             for gfn in [slot.base_gfn.saturating_sub(1), slot.base_gfn, slot.end_gfn() - 1, slot.end_gfn()] {
-                let found = transaction.find_gfn(as_id, Gfn(gfn)).map(seen);
+                let found = transaction.find_gfn(AsId(as_id), Gfn(gfn)).map(seen);
                 same(found, space.by_gfn(gfn).map(Slot::bare), || format!("as {as_id}: staged find_gfn({gfn:#x})"))?;
             }
         }
@@ -290,11 +299,11 @@ fn sample(space: &Space) -> Vec<Slot> {
 /// A slot of the library as one of the model, but for the model's count of creations.
 pub fn seen(slot: &Memslot) -> Slot {
     Slot {
-        as_id: slot.as_id,
-        id: slot.id,
-        base_gfn: slot.base_gfn,
-        npages: slot.npages,
-        hva: slot.userspace_addr,
+        as_id: slot.as_id.0,
+        id: slot.id.0,
+        base_gfn: slot.base_gfn.0,
+        npages: slot.npages.0,
+        hva: slot.userspace_addr.0,
         flags: slot.flags,
         memfd: slot.guest_memfd,
         offset: slot.guest_memfd_offset,

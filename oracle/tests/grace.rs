@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread;
 
-use memslots::{Config, Hooks, Memslot, Memslots};
+use memslots::{AsId, Config, Hooks, Memslot, Memslots, SlotId};
 use memslots_oracle::library::{opaque_of, region};
 use memslots_oracle::op::Request;
 use memslots_oracle::run::{cases, say};
@@ -70,7 +70,7 @@ impl Torture {
     fn read(&self) {
         let reader = self.table.reader().expect("a reader");
         while !self.stop.load(Ordering::Relaxed) {
-            std::hint::black_box(reader.lock().find_id(0, 1));
+            std::hint::black_box(reader.lock().find_id(AsId(0), SlotId(1)));
         }
     }
 
@@ -84,7 +84,7 @@ impl Torture {
                 }
             }
             create(&self.table, 1, number);
-            self.table.delete(0, 1).expect("it is there");
+            self.table.delete(AsId(0), SlotId(1)).expect("it is there");
             self.ended.store(number, Ordering::SeqCst);
             if self.stop.load(Ordering::Relaxed) {
                 return;
@@ -142,7 +142,7 @@ fn reclaim_runs_everything_that_is_due() {
         let reader = table.reader().expect("a reader");
         (0..SLOTS).for_each(|n| create(&table, n as u16, n + 1));
         let section = in_section.then(|| reader.lock());
-        (0..SLOTS).for_each(|n| table.delete(0, n as u16).expect("it is there"));
+        (0..SLOTS).for_each(|n| table.delete(AsId(0), SlotId(n as u16)).expect("it is there"));
         drop(section);
         table.reclaim();
         assert_eq!(released.count.load(Ordering::SeqCst), SLOTS, "nobody reads, so all of them are due");
@@ -159,7 +159,7 @@ fn a_section_holds_up_reclaim_and_nothing_else() {
     let reader = table.reader().expect("a reader");
     (0..100).for_each(|n| create(&table, n, u64::from(n) + 1));
     let section = reader.lock();
-    (0..100).for_each(|n| table.delete(0, n).expect("it is there"));
+    (0..100).for_each(|n| table.delete(AsId(0), SlotId(n)).expect("it is there"));
     table.reclaim();
     assert_eq!(released.count.load(Ordering::SeqCst), 0, "the section may have any of them");
     drop(section);

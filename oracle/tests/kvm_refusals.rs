@@ -8,7 +8,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_ioctls::Kvm;
-use memslots::{Errno, Memslots};
+use memslots::{AsId, Errno, Memslots, SlotId};
 use memslots_oracle::compare::Player;
 use memslots_oracle::library::{config, region, Library};
 use memslots_oracle::model::{Limits, Model};
@@ -110,12 +110,12 @@ fn an_undo_that_fails_is_said() {
     assert_eq!(vm.set(&ALIEN), Ok(0));
 
     let mut transaction = table.begin().expect("a transaction");
-    transaction.delete(0, 1).expect("staged");
+    transaction.delete(AsId(0), SlotId(1)).expect("staged");
     transaction.create(&region(&slot(2, 499, 2)), std::ptr::null_mut()).expect("staged");
     assert_eq!(transaction.commit(), Err(Errno::EEXIST));
     assert_eq!(table.stats().out_of_step, 1);
     let reader = table.reader().expect("a reader");
-    assert_eq!(reader.lock().find_id(0, 1).map(|slot| slot.npages), Some(2), "the table is as it was");
+    assert_eq!(reader.lock().find_id(AsId(0), SlotId(1)).map(|slot| slot.npages.0), Some(2), "the table is as it was");
     assert!(dump(table).contains("out of step"), "{}", dump(table));
 }
 

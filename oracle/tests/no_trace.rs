@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
-use memslots::{Reader, Section};
+use memslots::{AsId, Reader, Section, SlotId};
 use memslots_oracle::compare::{Divergence, Player, Tally};
 use memslots_oracle::library::{seen, Library};
 use memslots_oracle::listener::{self, Event, Notes};
@@ -34,9 +34,11 @@ type Address = (usize, Slot);
 
 fn addresses(section: &Section<'_>, nr_address_spaces: u16) -> Vec<Address> {
     let spaces = 0..nr_address_spaces;
-    let by_gfn = spaces.flat_map(|as_id| section.iter(as_id)).map(|slot| (slot as *const _ as usize, seen(slot)));
+    let by_gfn = spaces.flat_map(|as_id| section.iter(AsId(as_id))).map(|slot| (slot as *const _ as usize, seen(slot)));
     let by_gfn: Vec<Address> = by_gfn.collect();
-    let by_id = by_gfn.iter().map(|(_, slot)| section.find_id(slot.as_id, slot.id).expect("it was met in the walk"));
+    let by_id = by_gfn
+        .iter()
+        .map(|(_, slot)| section.find_id(AsId(slot.as_id), SlotId(slot.id)).expect("it was met in the walk"));
     let by_id: Vec<Address> = by_id.map(|slot| (slot as *const _ as usize, seen(slot))).collect();
     assert_eq!(by_id, by_gfn, "one slot, two addresses");
     by_id

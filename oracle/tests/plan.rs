@@ -23,8 +23,8 @@ fn regions(space: &Space) -> Vec<Region> {
 
 fn request(r: &Region) -> Request {
     Request {
-        as_id: r.as_id(),
-        id: r.id(),
+        as_id: r.as_id().0,
+        id: r.id().0,
         flags: r.flags,
         gpa: r.guest_phys_addr,
         size: r.memory_size,

@@ -3,6 +3,7 @@
 //!
 //! `MEMSLOTS_CASES` tries more, `MEMSLOTS_SEED` the same again. What fails is shrunk and kept as a trace file.
 
+use memslots::AsId;
 use std::path::Path;
 
 use memslots_oracle::compare::{play, Player};
@@ -145,7 +146,7 @@ fn give(library: &Library, model: &mut Model, requests: &[Request], first: usize
     let regions: Vec<_> = requests.iter().map(region).collect();
     let opaques: Vec<_> = (first..).map(opaque_of).take(regions.len()).collect();
     let (got, wanted) = match whole {
-        true => (library.table().replace_all(0, &regions, Some(&opaques)), model.replace_all(0, requests, first)),
+        true => (library.table().replace_all(AsId(0), &regions, Some(&opaques)), model.replace_all(0, requests, first)),
         false => (library.table().apply(&regions, Some(&opaques)), model.apply_all(requests, first)),
     };
     [got.map_err(|refused| (refused.errno.0, refused.at.expect("a culprit"))), wanted]

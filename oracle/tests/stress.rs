@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use memslots::{Config, Errno, Gfn, Gpa, Hooks, Hva, Memslot, Memslots, Region, Section};
+use memslots::{AsId, Config, Errno, Gfn, Gpa, Hooks, Hva, Memslot, Memslots, Region, Section, SlotId};
 use memslots_oracle::run::{say, seed, size};
 use memslots_oracle::world::{Choose, Seed};
 
@@ -121,32 +121,32 @@ fn place(content: u64, id: u64) -> u64 {
 
 /// Checks that a slot is whole: id, memory, size and payload belong together, and the payload lives.
 fn check_slot(slot: &Memslot) {
-    let id = u64::from(slot.id);
+    let id = u64::from(slot.id.0);
     let payload = payload(slot);
     assert_eq!(payload.state.load(Ordering::SeqCst), LIVE, "a reader found slot {id} after its release");
-    assert_eq!((payload.id, slot.userspace_addr), (id, HVA + id * STRIDE * PAGE));
+    assert_eq!((payload.id, slot.userspace_addr.0), (id, HVA + id * STRIDE * PAGE));
     let npages = if id < GROUP { STRIDE - 1 } else { 1 };
-    assert_eq!((slot.npages, slot.as_id), (npages, 0));
+    assert_eq!((slot.npages.0, slot.as_id.0), (npages, 0));
 }
 
 /// One walk over the group: all of it in one place, and that the place of a content that was current meanwhile.
 fn check_group(section: &Section<'_>, origin: u64) {
-    let before = section.generation(0) - origin;
+    let before = section.generation(AsId(0)) - origin;
     let mut seen = 0;
     let mut content = None;
-    for slot in section.iter(0) {
+    for slot in section.iter(AsId(0)) {
         check_slot(slot);
-        let id = u64::from(slot.id);
+        let id = u64::from(slot.id.0);
         if id >= GROUP {
             continue;
         }
-        let shift = slot.base_gfn - id * STRIDE;
+        let shift = slot.base_gfn.0 - id * STRIDE;
         assert_eq!(id, seen, "the group is walked in order");
         assert_eq!(*content.get_or_insert(shift), shift, "slot {id} is of another content than those before it");
         seen += 1;
     }
     assert_eq!(seen, GROUP, "a walk over part of the group");
-    let after = section.generation(0) - origin;
+    let after = section.generation(AsId(0)) - origin;
     let may_be = (before..=after).any(|candidate| Some(place(candidate, 0)) == content);
     assert!(may_be, "shift {content:x?} is of no content from {before} to {after}");
 }
@@ -157,10 +157,10 @@ fn check_lookups(section: &Section<'_>, choose: &mut Seed) {
         .flat_map(|_| {
             let id = choose.below(GROUP + OTHERS);
             [
-                section.find_id(0, id as u16),
-                section.find_gfn(0, Gfn(choose.below(PLACES * PLACE))),
-                section.find_gfn_approx(0, Gfn(choose.below(PLACES * PLACE))),
-                section.find_hva(0, Hva(HVA + id * STRIDE * PAGE)),
+                section.find_id(AsId(0), SlotId(id as u16)),
+                section.find_gfn(AsId(0), Gfn(choose.below(PLACES * PLACE))),
+                section.find_gfn_approx(AsId(0), Gfn(choose.below(PLACES * PLACE))),
+                section.find_hva(AsId(0), Hva(HVA + id * STRIDE * PAGE)),
             ]
         })
         .collect();
@@ -193,16 +193,16 @@ fn read(table: &Memslots, origin: u64, start: &Barrier, stop: &AtomicBool, seed:
 fn turn(table: &Memslots, payloads: &Payloads, content: u64, choose: &mut Seed) -> Result<(), Errno> {
     let mut txn = table.begin()?;
     for id in 0..GROUP {
-        txn.move_slot(0, id as u16, Gpa(place(content, id) * PAGE))?;
+        txn.move_slot(AsId(0), SlotId(id as u16), Gpa(place(content, id) * PAGE))?;
     }
     let replaced = choose.below(GROUP);
-    txn.delete(0, replaced as u16)?;
+    txn.delete(AsId(0), SlotId(replaced as u16))?;
     let again = region(replaced, place(content, replaced), STRIDE - 1);
     txn.create(&again, payloads.new_for(replaced))?;
     let first = choose.below(OTHERS);
     for n in 0..4 {
         let id = GROUP + (first + n * OTHERS / 4) % OTHERS;
-        if txn.delete(0, id as u16) == Err(Errno::ENOENT) {
+        if txn.delete(AsId(0), SlotId(id as u16)) == Err(Errno::ENOENT) {
             txn.create(&region(id, PLACES * PLACE + id * STRIDE, 1), payloads.new_for(id))?;
         }
     }
@@ -229,7 +229,7 @@ fn readers_never_see_part_of_a_transaction() {
         setup.create(&region(id, place(0, id), STRIDE - 1), payloads.new_for(id)).unwrap();
     }
     setup.commit().unwrap();
-    let origin = table.reader().unwrap().lock().generation(0);
+    let origin = table.reader().unwrap().lock().generation(AsId(0));
     let (start, stop) = (Barrier::new(READERS + 1), AtomicBool::new(false));
     let sections: u64 = thread::scope(|scope| {
         let running = StopWhenDropped(&stop);
@@ -246,9 +246,9 @@ fn readers_never_see_part_of_a_transaction() {
     });
     say(&format!("stress: {transactions} transactions over {GROUP} slots, {sections} read-side sections"));
     assert!(sections > 0);
-    assert_eq!(table.reader().unwrap().lock().generation(0), origin + transactions);
+    assert_eq!(table.reader().unwrap().lock().generation(AsId(0)), origin + transactions);
     table.synchronize().expect("no section is open");
-    let slots = table.reader().unwrap().lock().count(0) as usize;
+    let slots = table.reader().unwrap().lock().count(AsId(0)) as usize;
     assert_eq!(payloads.in_state(LIVE), slots, "what is not in the table is released");
     drop(table);
     assert_eq!(payloads.in_state(LIVE), 0, "what was left is released with the table");
@@ -260,7 +260,7 @@ fn use_slots(table: &Memslots, stop: &AtomicBool, used: &AtomicU64, seed: u64) {
     let reader = table.reader().expect("a reader");
     while !stop.load(Ordering::Relaxed) {
         let section = reader.lock();
-        let Some(slot) = section.find_id(0, choose.below(8) as u16) else { continue };
+        let Some(slot) = section.find_id(AsId(0), SlotId(choose.below(8) as u16)) else { continue };
         if slot.is_invalid() {
             continue;
         }
@@ -304,8 +304,8 @@ fn flush_finds_no_reader_that_saw_the_slot_valid() {
             let id = choose.below(8);
             let gfn = (1 + choose.below(4)) * 100 + id * STRIDE;
             match choose.below(3) {
-                0 => drop(table.delete(0, id as u16)),
-                1 => drop(table.move_slot(0, id as u16, Gpa(gfn * PAGE))),
+                0 => drop(table.delete(AsId(0), SlotId(id as u16))),
+                1 => drop(table.move_slot(AsId(0), SlotId(id as u16), Gpa(gfn * PAGE))),
                 _ => drop(table.create(&region(id, gfn, 1), payloads.new_for(id))),
             }
         }
@@ -333,8 +333,8 @@ fn a_synchronous_update_returns_when_the_old_state_is_out_of_use() {
             if table.create(&region(id, id * STRIDE, 1), opaque).is_ok() {
                 continue;
             }
-            let slot = *table.reader().unwrap().lock().find_id(0, id as u16).expect("it exists");
-            table.delete(0, id as u16).expect("it exists");
+            let slot = *table.reader().unwrap().lock().find_id(AsId(0), SlotId(id as u16)).expect("it exists");
+            table.delete(AsId(0), SlotId(id as u16)).expect("it exists");
             let users = payload(&slot).users.load(Ordering::SeqCst);
             assert_eq!(users, 0, "slot {id} is in use after the update that took it away");
         }
@@ -350,7 +350,7 @@ fn do_anything(table: &Memslots, payloads: &Payloads, rounds: u64, seed: u64) ->
     let mut refused = 0;
     for _ in 0..rounds {
         let section = choose.once_in(2).then(|| reader.lock());
-        let found = section.as_ref().and_then(|section| section.find_id(0, choose.below(OTHERS) as u16));
+        let found = section.as_ref().and_then(|section| section.find_id(AsId(0), SlotId(choose.below(OTHERS) as u16)));
         let as_found = found.copied();
         for _ in 0..choose.below(3) {
             refused += u64::from(update(table, payloads, &mut choose) == Err(Errno::EDEADLK));
@@ -378,8 +378,8 @@ fn update(table: &Memslots, payloads: &Payloads, choose: &mut Seed) -> Result<()
     let id = choose.below(OTHERS);
     let slot = region(id, choose.below(4) * PLACE + id * STRIDE, 1);
     match choose.below(4) {
-        0 => table.delete(0, id as u16),
-        1 => table.move_slot(0, id as u16, Gpa(slot.guest_phys_addr)),
+        0 => table.delete(AsId(0), SlotId(id as u16)),
+        1 => table.move_slot(AsId(0), SlotId(id as u16), Gpa(slot.guest_phys_addr)),
         2 => {
             let opaque = payloads.new_for(id);
             let created = table.create(&slot, opaque).map(drop);
@@ -392,7 +392,7 @@ fn update(table: &Memslots, payloads: &Payloads, choose: &mut Seed) -> Result<()
             let mut txn = table.begin()?;
             assert_eq!(table.begin().err(), Some(Errno::EDEADLK), "while this thread has a transaction open");
             for id in id..OTHERS.min(id + 8) {
-                let _ = txn.move_slot(0, id as u16, Gpa(slot.guest_phys_addr + id * STRIDE * PAGE));
+                let _ = txn.move_slot(AsId(0), SlotId(id as u16), Gpa(slot.guest_phys_addr + id * STRIDE * PAGE));
             }
             txn.commit()
         }
@@ -412,7 +412,7 @@ fn anything_at_once(name: &str, flushes: bool, rounds: u64) {
     say(&format!("{name}: {rounds} rounds, {refused} updates refused from inside a section"));
     assert_eq!(refused > 0, flushes, "only an update that waits can be refused so");
     table.synchronize().expect("no section is open");
-    let slots = table.reader().unwrap().lock().count(0) as usize;
+    let slots = table.reader().unwrap().lock().count(AsId(0)) as usize;
     assert_eq!(payloads.in_state(LIVE), slots, "what is not in the table is released");
     drop(table);
     assert_eq!(payloads.in_state(LIVE), 0, "what was left is released with the table");

@@ -71,7 +71,7 @@ pub struct memslots_ops {
     /// still use it through that one. What has been mapped again by then is left out. All releases that are due come
     /// first. With this hook set, the table gives up every slot's memory, at memslots_free what is left; who unmaps
     /// memory on his own leaves it NULL.
-    pub unmap: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, hva: u64, size: u64)>,
+    pub unmap: Option<unsafe extern "C-unwind" fn(ctx: *mut c_void, hva: Hva, size: u64)>,
 }
 
 // SAFETY: repr(C), the size first; what is read is a caller's, whose words are hooks or NULL.
@@ -211,7 +211,7 @@ impl Hooks for Ops {
     fn unmap(&self, hva: Hva, size: u64) {
         if let Some(unmap) = self.ops.unmap {
             // SAFETY: as above.
-            call("unmap", || unsafe { unmap(self.ctx, hva.0, size) });
+            call("unmap", || unsafe { unmap(self.ctx, hva, size) });
         }
     }
 }

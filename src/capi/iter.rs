@@ -3,7 +3,7 @@
 
 use super::reader::is_open;
 use crate::reader::{Reader, Walk};
-use crate::slot::{Gfn, Hva, Memslot};
+use crate::slot::{AsId, Gfn, Hva, Memslot};
 use std::mem::{align_of, size_of, MaybeUninit};
 use std::ptr::null;
 
@@ -52,7 +52,7 @@ unsafe fn begin(
 ///
 /// Never waits; the reader's thread, inside a section (outside of one the walk is empty). It ends with the section.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_iter_all(iter: *mut memslots_iter, reader: *mut Reader, as_id: u16) {
+pub unsafe extern "C" fn memslots_iter_all(iter: *mut memslots_iter, reader: *mut Reader, as_id: AsId) {
     // SAFETY: the caller's, or NULL.
     unsafe { begin(iter, reader, |reader, walk| reader.walk_gfn(as_id, Gfn(0)..Gfn(u64::MAX), walk)) };
 }
@@ -63,7 +63,7 @@ pub unsafe extern "C" fn memslots_iter_all(iter: *mut memslots_iter, reader: *mu
 pub unsafe extern "C" fn memslots_iter_gfn(
     iter: *mut memslots_iter,
     reader: *mut Reader,
-    as_id: u16,
+    as_id: AsId,
     start: u64,
     end: u64,
 ) {
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn memslots_iter_gfn(
 pub unsafe extern "C" fn memslots_iter_hva(
     iter: *mut memslots_iter,
     reader: *mut Reader,
-    as_id: u16,
+    as_id: AsId,
     start: u64,
     last: u64,
 ) {

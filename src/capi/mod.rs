@@ -29,6 +29,7 @@ mod iter;
 mod stats;
 
 use crate::error::{Errno, Result};
+use crate::slot::SlotId;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 /// The id of a slot that is to be created, where any will do: it gets the lowest free one. Never the id of a slot.
@@ -96,9 +97,9 @@ impl Answer for () {
     }
 }
 
-impl Answer for u16 {
+impl Answer for SlotId {
     fn into_c(self) -> i32 {
-        self as i32
+        self.0 as i32
     }
 }
 
@@ -153,7 +154,7 @@ mod tests {
         assert_eq!(flag::MEMSLOTS_READONLY as u32, slot::READONLY);
         assert_eq!(flag::MEMSLOTS_GUEST_MEMFD as u32, slot::GUEST_MEMFD);
         assert_eq!(flag::MEMSLOTS_INVALID as u32, slot::INVALID);
-        assert_eq!(MEMSLOTS_ID_ANY, slot::ID_ANY);
+        assert_eq!(MEMSLOTS_ID_ANY, slot::SlotId::ANY.0);
         assert_eq!(kind::MEMSLOTS_CREATE as u32, Kind::Create as u32);
         assert_eq!(kind::MEMSLOTS_DELETE as u32, Kind::Delete as u32);
         assert_eq!(kind::MEMSLOTS_MOVE as u32, Kind::Move as u32);

@@ -7,7 +7,7 @@ use super::table::memslots;
 use super::{answer, given, memslots_access, value};
 use crate::error::{Errno, Result};
 use crate::reader::{HvaCache, Reader, Section};
-use crate::slot::{Access, Gfn, Gpa, Hva, Memslot, Region};
+use crate::slot::{Access, AsId, Gfn, Gpa, Hva, Memslot, Pages, Region, SlotId};
 use std::ffi::c_int;
 use std::ptr::null;
 
@@ -128,30 +128,30 @@ pub unsafe extern "C" fn memslots_read_unlock(reader: *mut Reader) {
 ///
 /// Never waits; the reader's thread. Valid until the section ends.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_find_gfn(reader: *mut Reader, as_id: u16, gfn: u64) -> *const Memslot {
+pub unsafe extern "C" fn memslots_find_gfn(reader: *mut Reader, as_id: AsId, gfn: Gfn) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
     let Some(reader) = (unsafe { reader.as_ref() }) else { return null() };
-    if let Some(hit) = reader.last_used(as_id, Gfn(gfn)) {
+    if let Some(hit) = reader.last_used(as_id, gfn) {
         return hit.as_ptr();
     }
     if !is_open(reader) {
         return null();
     }
     // SAFETY: a section is open.
-    unsafe { reader.find_gfn(as_id, Gfn(gfn)) }.map_or(null(), |slot| slot.as_ptr())
+    unsafe { reader.find_gfn(as_id, gfn) }.map_or(null(), |slot| slot.as_ptr())
 }
 
 /// As memslots_find_gfn; in a hole the slot below it, or the lowest slot where none is below. NULL only for an address
 /// space without slots, and outside of a section.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_find_gfn_approx(reader: *mut Reader, as_id: u16, gfn: u64) -> *const Memslot {
+pub unsafe extern "C" fn memslots_find_gfn_approx(reader: *mut Reader, as_id: AsId, gfn: Gfn) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
-    unsafe { section(reader) }.map_or(null(), |section| pointer(section.find_gfn_approx(as_id, Gfn(gfn))))
+    unsafe { section(reader) }.map_or(null(), |section| pointer(section.find_gfn_approx(as_id, gfn)))
 }
 
 /// The slot with an id; NULL where there is none, and outside of a section. Threads and validity as memslots_find_gfn.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_find_id(reader: *mut Reader, as_id: u16, id: u16) -> *const Memslot {
+pub unsafe extern "C" fn memslots_find_id(reader: *mut Reader, as_id: AsId, id: SlotId) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
     unsafe { section(reader) }.map_or(null(), |section| pointer(section.find_id(as_id, id)))
 }
@@ -159,11 +159,11 @@ pub unsafe extern "C" fn memslots_find_id(reader: *mut Reader, as_id: u16, id: u
 /// The slot that holds a byte of host memory: of several, the one that starts lowest, then the lowest id. NULL where
 /// there is none, and outside of a section. Threads and validity as memslots_find_gfn.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_find_hva(reader: *mut Reader, as_id: u16, hva: u64) -> *const Memslot {
+pub unsafe extern "C" fn memslots_find_hva(reader: *mut Reader, as_id: AsId, hva: Hva) -> *const Memslot {
     // SAFETY: the caller's reader, or NULL.
     let Some(reader) = (unsafe { reader.as_ref() }).filter(|reader| is_open(reader)) else { return null() };
     // SAFETY: a section is open.
-    unsafe { reader.find_hva(as_id, Hva(hva)) }.map_or(null(), |slot| slot.as_ptr())
+    unsafe { reader.find_hva(as_id, hva) }.map_or(null(), |slot| slot.as_ptr())
 }
 
 /// Where a guest physical address is in this process. `access` is MEMSLOTS_READ or MEMSLOTS_WRITE; `*len_left`, where
@@ -176,8 +176,8 @@ pub unsafe extern "C" fn memslots_find_hva(reader: *mut Reader, as_id: u16, hva:
 #[no_mangle]
 pub unsafe extern "C" fn memslots_gpa_to_hva(
     reader: *mut Reader,
-    as_id: u16,
-    gpa: u64,
+    as_id: AsId,
+    gpa: Gpa,
     access: u32,
     hva: *mut u64,
     len_left: *mut u64,
@@ -188,7 +188,7 @@ pub unsafe extern "C" fn memslots_gpa_to_hva(
         if hva.is_null() {
             return Err(Errno::EINVAL);
         }
-        let (found, left) = section.gpa_to_hva(as_id, Gpa(gpa), access_of(access)?)?;
+        let (found, left) = section.gpa_to_hva(as_id, gpa, access_of(access)?)?;
         // SAFETY: not NULL, and the caller's.
         unsafe {
             hva.write(found.0);
@@ -205,14 +205,14 @@ pub unsafe extern "C" fn memslots_gpa_to_hva(
 /// Never waits; the reader's thread. Errors: -ENOENT (no slot has it), -EPERM (outside of a section), -EINVAL (NULL, no
 /// such address space).
 #[no_mangle]
-pub unsafe extern "C" fn memslots_hva_to_gpa(reader: *mut Reader, as_id: u16, hva: u64, gpa: *mut u64) -> c_int {
+pub unsafe extern "C" fn memslots_hva_to_gpa(reader: *mut Reader, as_id: AsId, hva: Hva, gpa: *mut u64) -> c_int {
     lookup(|| {
         // SAFETY: the caller's reader, or NULL.
         let section = unsafe { open_section(reader) }?;
         if gpa.is_null() {
             return Err(Errno::EINVAL);
         }
-        let found = section.hva_to_gpa(as_id, Hva(hva))?;
+        let found = section.hva_to_gpa(as_id, hva)?;
         // SAFETY: not NULL, and the caller's.
         unsafe { gpa.write(found.0) };
         Ok(())
@@ -223,23 +223,23 @@ pub unsafe extern "C" fn memslots_hva_to_gpa(reader: *mut Reader, as_id: u16, hv
 /// another value (Linux, virt/kvm/kvm_main.c). 0 for NULL and for a space that is not there. Never waits; the reader's
 /// thread, in a section or not.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_generation(reader: *const Reader, as_id: u16) -> u64 {
+pub unsafe extern "C" fn memslots_generation(reader: *const Reader, as_id: AsId) -> u64 {
     // SAFETY: the caller's reader, or NULL.
     unsafe { reader.as_ref() }.map_or(0, |reader| reader.lock().generation(as_id))
 }
 
 /// The number of slots in an address space. Otherwise as memslots_generation.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_count(reader: *const Reader, as_id: u16) -> u32 {
+pub unsafe extern "C" fn memslots_count(reader: *const Reader, as_id: AsId) -> u32 {
     // SAFETY: the caller's reader, or NULL.
     unsafe { reader.as_ref() }.map_or(0, |reader| reader.lock().count(as_id))
 }
 
 /// The number of pages of all slots in an address space. Otherwise as memslots_generation.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_npages(reader: *const Reader, as_id: u16) -> u64 {
+pub unsafe extern "C" fn memslots_npages(reader: *const Reader, as_id: AsId) -> Pages {
     // SAFETY: the caller's reader, or NULL.
-    unsafe { reader.as_ref() }.map_or(0, |reader| reader.lock().npages(as_id))
+    unsafe { reader.as_ref() }.map_or(Pages(0), |reader| reader.lock().npages(as_id))
 }
 
 /// The slots of an address space as regions, ascending by gfn: the first `capacity` of them. Returns how many there
@@ -248,7 +248,7 @@ pub unsafe extern "C" fn memslots_npages(reader: *const Reader, as_id: u16) -> u
 #[no_mangle]
 pub unsafe extern "C" fn memslots_get_regions(
     reader: *mut Reader,
-    as_id: u16,
+    as_id: AsId,
     out: *mut Region,
     capacity: usize,
 ) -> usize {
@@ -274,8 +274,8 @@ pub unsafe extern "C" fn memslots_get_regions(
 pub unsafe extern "C" fn memslots_hva_cache_init(
     cache: *mut memslots_hva_cache,
     reader: *mut Reader,
-    as_id: u16,
-    gpa: u64,
+    as_id: AsId,
+    gpa: Gpa,
     len: u64,
     access: u32,
 ) -> c_int {
@@ -285,7 +285,7 @@ pub unsafe extern "C" fn memslots_hva_cache_init(
         if cache.is_null() {
             return Err(Errno::EINVAL);
         }
-        let new = HvaCache::new(&section, as_id, Gpa(gpa), len, access_of(access)?)?;
+        let new = HvaCache::new(&section, as_id, gpa, len, access_of(access)?)?;
         // SAFETY: not NULL, the caller's, and of that size.
         unsafe { cache.cast::<HvaCache>().write(new) };
         Ok(())

@@ -6,7 +6,7 @@ use super::plan::memslots_plan_step;
 use super::table::memslots;
 use super::{answer, given, value};
 use crate::error::{Errno, Result};
-use crate::slot::{Gfn, Gpa, Memslot, Region};
+use crate::slot::{AsId, Gfn, Gpa, Memslot, Region, SlotId};
 use crate::table::Memslots;
 use crate::update::Transaction;
 use std::cell::{Cell, RefCell};
@@ -172,7 +172,7 @@ pub unsafe extern "C" fn memslots_txn_create(
 /// As memslots_delete, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
 /// memslots_delete.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_txn_delete(txn: *mut memslots_txn, as_id: u16, id: u16) -> c_int {
+pub unsafe extern "C" fn memslots_txn_delete(txn: *mut memslots_txn, as_id: AsId, id: SlotId) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
     answer(|| unsafe { with(txn, |txn| txn.delete(as_id, id)) })
 }
@@ -180,15 +180,15 @@ pub unsafe extern "C" fn memslots_txn_delete(txn: *mut memslots_txn, as_id: u16,
 /// As memslots_move, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
 /// memslots_move.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_txn_move(txn: *mut memslots_txn, as_id: u16, id: u16, new_gpa: u64) -> c_int {
+pub unsafe extern "C" fn memslots_txn_move(txn: *mut memslots_txn, as_id: AsId, id: SlotId, new_gpa: Gpa) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { with(txn, |txn| txn.move_slot(as_id, id, Gpa(new_gpa))) })
+    answer(|| unsafe { with(txn, |txn| txn.move_slot(as_id, id, new_gpa)) })
 }
 
 /// As memslots_set_flags, in a transaction. Blocking, threads and errors as memslots_txn_set_region, and those of
 /// memslots_set_flags.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_txn_set_flags(txn: *mut memslots_txn, as_id: u16, id: u16, flags: u32) -> c_int {
+pub unsafe extern "C" fn memslots_txn_set_flags(txn: *mut memslots_txn, as_id: AsId, id: SlotId, flags: u32) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
     answer(|| unsafe { with(txn, |txn| txn.set_flags(as_id, id, flags)) })
 }
@@ -203,14 +203,14 @@ pub unsafe extern "C" fn memslots_txn_set_flags(txn: *mut memslots_txn, as_id: u
 #[no_mangle]
 pub unsafe extern "C" fn memslots_txn_split(
     txn: *mut memslots_txn,
-    as_id: u16,
-    id: u16,
-    at_gpa: u64,
-    new_id: u16,
+    as_id: AsId,
+    id: SlotId,
+    at_gpa: Gpa,
+    new_id: SlotId,
     opaque: *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
-    answer(|| unsafe { with(txn, |txn| txn.split(as_id, id, Gpa(at_gpa), new_id, opaque)) })
+    answer(|| unsafe { with(txn, |txn| txn.split(as_id, id, at_gpa, new_id, opaque)) })
 }
 
 /// Makes one slot of two: `upper_id` follows `lower_id` in guest and in host memory, with the same flags. The lower
@@ -220,7 +220,12 @@ pub unsafe extern "C" fn memslots_txn_split(
 /// Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EINVAL (NULL, not open,
 /// they do not follow each other, other flags, a guest_memfd, more than 2^31 - 1 pages together), -ENOMEM.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_txn_merge(txn: *mut memslots_txn, as_id: u16, lower_id: u16, upper_id: u16) -> c_int {
+pub unsafe extern "C" fn memslots_txn_merge(
+    txn: *mut memslots_txn,
+    as_id: AsId,
+    lower_id: SlotId,
+    upper_id: SlotId,
+) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
     answer(|| unsafe { with(txn, |txn| txn.merge(as_id, lower_id, upper_id)) })
 }
@@ -231,7 +236,7 @@ pub unsafe extern "C" fn memslots_txn_merge(txn: *mut memslots_txn, as_id: u16, 
 /// Blocking and threads as memslots_txn_set_region. Errors: -ENOENT (there is no such slot), -EEXIST (overlaps another
 /// slot), -EINVAL (NULL, not open, size 0, alignment, range, a slot with a guest_memfd), -ENOMEM.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_txn_resize(txn: *mut memslots_txn, as_id: u16, id: u16, new_size: u64) -> c_int {
+pub unsafe extern "C" fn memslots_txn_resize(txn: *mut memslots_txn, as_id: AsId, id: SlotId, new_size: u64) -> c_int {
     // SAFETY: the caller's transaction, or NULL.
     answer(|| unsafe { with(txn, |txn| txn.resize(as_id, id, new_size)) })
 }
@@ -239,10 +244,10 @@ pub unsafe extern "C" fn memslots_txn_resize(txn: *mut memslots_txn, as_id: u16,
 /// The slot that holds a frame as the transaction's changes leave it; NULL where there is none. Valid until the next
 /// call on the transaction. Does not block; the thread that began the transaction.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_txn_find_gfn(txn: *const memslots_txn, as_id: u16, gfn: u64) -> *const Memslot {
+pub unsafe extern "C" fn memslots_txn_find_gfn(txn: *const memslots_txn, as_id: AsId, gfn: Gfn) -> *const Memslot {
     value(null(), || {
         // SAFETY: the caller's transaction, or NULL.
-        let slot = unsafe { with(txn, |txn| Ok(txn.find_gfn(as_id, Gfn(gfn)).map_or(null(), std::ptr::from_ref))) };
+        let slot = unsafe { with(txn, |txn| Ok(txn.find_gfn(as_id, gfn).map_or(null(), std::ptr::from_ref))) };
         slot.unwrap_or(null())
     })
 }

@@ -5,7 +5,7 @@ use super::table::memslots;
 use super::{answer, array, given};
 use crate::error::Refused;
 use crate::error::{Errno, Result};
-use crate::slot::{Gpa, Region};
+use crate::slot::{AsId, Gpa, Region, SlotId};
 use std::ffi::{c_int, c_void};
 
 /// The whole of KVM_SET_USER_MEMORY_REGION2: creates, deletes (size 0), moves or changes flags, as the region says of
@@ -46,7 +46,7 @@ pub unsafe extern "C" fn memslots_create(table: *mut memslots, region: *const Re
 /// Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EINVAL (NULL, no such address space),
 /// -ENOMEM, -EDEADLK, -ENOTRECOVERABLE, a hook's or the VM's.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_delete(table: *mut memslots, as_id: u16, id: u16) -> c_int {
+pub unsafe extern "C" fn memslots_delete(table: *mut memslots, as_id: AsId, id: SlotId) -> c_int {
     // SAFETY: the caller's table, or NULL.
     answer(|| unsafe { given(table)?.table.delete(as_id, id) })
 }
@@ -57,9 +57,9 @@ pub unsafe extern "C" fn memslots_delete(table: *mut memslots, as_id: u16, id: u
 /// -EINVAL (NULL, no such address space, alignment, range, a slot with a guest_memfd), -ENOMEM, -EDEADLK,
 /// -ENOTRECOVERABLE, a hook's or the VM's.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_move(table: *mut memslots, as_id: u16, id: u16, new_gpa: u64) -> c_int {
+pub unsafe extern "C" fn memslots_move(table: *mut memslots, as_id: AsId, id: SlotId, new_gpa: Gpa) -> c_int {
     // SAFETY: the caller's table, or NULL.
-    answer(|| unsafe { given(table)?.table.move_slot(as_id, id, Gpa(new_gpa)) })
+    answer(|| unsafe { given(table)?.table.move_slot(as_id, id, new_gpa) })
 }
 
 /// Changes a slot's flags, of which only MEMSLOTS_LOG_DIRTY_PAGES can change.
@@ -67,7 +67,7 @@ pub unsafe extern "C" fn memslots_move(table: *mut memslots, as_id: u16, id: u16
 /// Threads and blocking as memslots_set_region. Errors: -ENOENT (there is none), -EINVAL (NULL, no such address space,
 /// other flags, a slot with a guest_memfd), -ENOMEM, -EDEADLK, -ENOTRECOVERABLE, a hook's or the VM's.
 #[no_mangle]
-pub unsafe extern "C" fn memslots_set_flags(table: *mut memslots, as_id: u16, id: u16, flags: u32) -> c_int {
+pub unsafe extern "C" fn memslots_set_flags(table: *mut memslots, as_id: AsId, id: SlotId, flags: u32) -> c_int {
     // SAFETY: the caller's table, or NULL.
     answer(|| unsafe { given(table)?.table.set_flags(as_id, id, flags) })
 }
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn memslots_apply(
 #[no_mangle]
 pub unsafe extern "C" fn memslots_replace_all(
     table: *mut memslots,
-    as_id: u16,
+    as_id: AsId,
     regions: *const Region,
     opaques: *const *mut c_void,
     n: usize,

@@ -7,6 +7,7 @@
 use super::node::NODE_LINES_MAX;
 use super::pool::{lines_of, LINE};
 use super::{Editor, Head};
+use crate::slot::SlotId;
 use std::mem::size_of;
 use std::ptr::{null, null_mut, NonNull};
 
@@ -99,8 +100,8 @@ impl IdNode {
     }
 }
 
-fn index_of(id: u16, level: u8) -> usize {
-    (id as usize >> (level as u32 * BITS)) % WIDTH
+fn index_of(id: SlotId, level: u8) -> usize {
+    (id.0 as usize >> (level as u32 * BITS)) % WIDTH
 }
 
 impl IdTable {
@@ -120,13 +121,13 @@ impl IdTable {
     /// # Safety
     /// The table's nodes are alive.
     #[inline(always)]
-    pub(crate) unsafe fn get(&self, id: u16) -> *mut u8 {
+    pub(crate) unsafe fn get(&self, id: SlotId) -> *mut u8 {
         // SAFETY: null or alive.
         let Some(mut node) = (unsafe { self.root.as_ref() }) else {
             return null_mut();
         };
         node.head.check();
-        let id = id as usize;
+        let id = id.0 as usize;
         let mut shift = node.head.level as u32 * BITS;
         let mut index = id >> shift;
         if index >= WIDTH {
@@ -167,12 +168,12 @@ impl IdTable {
     ///
     /// # Safety
     /// The editor's working copy is what this table is part of, and `bytes_to_edit` are reserved.
-    pub(crate) unsafe fn set(&mut self, editor: &mut Editor, id: u16, word: *mut u8) {
+    pub(crate) unsafe fn set(&mut self, editor: &mut Editor, id: SlotId, word: *mut u8) {
         debug_assert!(!word.is_null());
-        let level = id.checked_ilog2().unwrap_or(0) / BITS;
+        let level = id.0.checked_ilog2().unwrap_or(0) / BITS;
         let mut root = self.root().unwrap_or_else(|| IdNode::create(editor, level as u8));
         // SAFETY: the root is part of the working copy.
-        while id as usize >> (unsafe { root.as_ref() }.head.level as u32 * BITS) >= WIDTH {
+        while id.0 as usize >> (unsafe { root.as_ref() }.head.level as u32 * BITS) >= WIDTH {
             root = grown(editor, root);
         }
         // SAFETY: as above.
@@ -183,7 +184,7 @@ impl IdTable {
     ///
     /// # Safety
     /// As `set`.
-    pub(crate) unsafe fn clear(&mut self, editor: &mut Editor, id: u16) {
+    pub(crate) unsafe fn clear(&mut self, editor: &mut Editor, id: SlotId) {
         let root = self.root().expect("the id is there");
         // SAFETY: the root is part of the working copy.
         let mut root = unsafe { clear_below(editor, root, id) };
@@ -257,7 +258,7 @@ fn grown(editor: &mut Editor, root: NonNull<IdNode>) -> NonNull<IdNode> {
 ///
 /// # Safety
 /// As `IdTable::set`; `node` is part of the working copy. The caller puts the result in its place.
-unsafe fn set_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16, word: *mut u8) -> (NonNull<IdNode>, bool) {
+unsafe fn set_below(editor: &mut Editor, node: NonNull<IdNode>, id: SlotId, word: *mut u8) -> (NonNull<IdNode>, bool) {
     // SAFETY: part of the working copy, so alive.
     let (level, census) = unsafe { (node.as_ref().head.level, node.as_ref().census()) };
     let index = index_of(id, level);
@@ -283,7 +284,7 @@ unsafe fn set_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16, word: *
 ///
 /// # Safety
 /// As `set_below`.
-unsafe fn clear_below(editor: &mut Editor, node: NonNull<IdNode>, id: u16) -> Option<NonNull<IdNode>> {
+unsafe fn clear_below(editor: &mut Editor, node: NonNull<IdNode>, id: SlotId) -> Option<NonNull<IdNode>> {
     // SAFETY: part of the working copy, so alive.
     let (level, census) = unsafe { (node.as_ref().head.level, node.as_ref().census()) };
     let index = index_of(id, level);

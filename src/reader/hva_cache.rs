@@ -6,7 +6,7 @@
 use super::section::Section;
 use crate::error::{Errno, Result};
 use crate::published::settled;
-use crate::slot::{Access, Gpa, Hva};
+use crate::slot::{Access, AsId, Gpa, Hva};
 
 /// A range of guest memory that a device keeps coming back to, such as a ring: one compare while the table is what it
 /// was.
@@ -27,12 +27,18 @@ impl HvaCache {
     ///
     /// # Errors
     /// `ERANGE` where it is not within one slot, `EINVAL` where it is empty or wraps, otherwise as `gpa_to_hva`.
-    pub fn new(section: &Section, as_id: u16, gpa: Gpa, len: u64, access: Access) -> Result<HvaCache> {
+    pub fn new(section: &Section, as_id: AsId, gpa: Gpa, len: u64, access: Access) -> Result<HvaCache> {
         if len == 0 || gpa.0.checked_add(len - 1).is_none() {
             return Err(Errno::EINVAL);
         }
-        let mut cache =
-            HvaCache { seq: 0, hva: 0, gpa: gpa.0, len, as_id: as_id as u32, write: (access == Access::Write) as u32 };
+        let mut cache = HvaCache {
+            seq: 0,
+            hva: 0,
+            gpa: gpa.0,
+            len,
+            as_id: as_id.0 as u32,
+            write: (access == Access::Write) as u32,
+        };
         cache.refill(section)?;
         Ok(cache)
     }
@@ -54,7 +60,7 @@ impl HvaCache {
         let seq = section.reader.seq();
         self.seq = 0;
         let access = if self.write != 0 { Access::Write } else { Access::Read };
-        let (hva, len) = section.gpa_to_hva(self.as_id as u16, Gpa(self.gpa), access)?;
+        let (hva, len) = section.gpa_to_hva(AsId(self.as_id as u16), Gpa(self.gpa), access)?;
         if len < self.len {
             return Err(Errno::ERANGE);
         }

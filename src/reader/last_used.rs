@@ -8,7 +8,7 @@
 use super::lookup::SearchGfn;
 use super::Reader;
 use crate::published::{Current, SEQ_STEP};
-use crate::slot::{Gfn, Memslot, MAX_ADDRESS_SPACES};
+use crate::slot::{AsId, Gfn, Memslot, Pages, MAX_ADDRESS_SPACES};
 use std::cell::Cell;
 use std::mem::offset_of;
 use std::ptr::NonNull;
@@ -22,8 +22,8 @@ pub(super) struct Hot {
     /// Publication and address space that `slot` is of; see `key`. With `CLOSED` outside of a section; 0 before the
     /// first.
     pub(super) key: Cell<u64>,
-    pub(super) base_gfn: Cell<u64>,
-    pub(super) npages: Cell<u64>,
+    pub(super) base_gfn: Cell<Gfn>,
+    pub(super) npages: Cell<Pages>,
     pub(super) slot: Cell<*const Memslot>,
     /// Sections open, one inside the other.
     pub(super) depth: Cell<u64>,
@@ -48,8 +48,8 @@ pub(super) const CLOSED: u64 = 1 << 63;
 /// A publication's number and an address space in one: no other pair of a publication up to this one and a space has
 /// the same, nor does one with a space that there cannot be, since publications are a step apart.
 #[inline(always)]
-pub(super) fn key(seq: u64, as_id: u16) -> u64 {
-    seq.wrapping_add(as_id as u64)
+pub(super) fn key(seq: u64, as_id: AsId) -> u64 {
+    seq.wrapping_add(as_id.0 as u64)
 }
 
 const _: () = assert!(SEQ_STEP >= MAX_ADDRESS_SPACES as u64);
@@ -57,9 +57,10 @@ const _: () = assert!(SEQ_STEP >= MAX_ADDRESS_SPACES as u64);
 impl Reader {
     /// The last-used slot, where it holds the frame, is of the current publication, and a section is open.
     #[inline(always)]
-    pub(crate) fn last_used(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
+    pub(crate) fn last_used(&self, as_id: AsId, gfn: Gfn) -> Option<NonNull<Memslot>> {
         let hot = &self.hot;
-        let hit = hot.key.get() == key(self.seq(), as_id) && gfn.0.wrapping_sub(hot.base_gfn.get()) < hot.npages.get();
+        let hit =
+            hot.key.get() == key(self.seq(), as_id) && gfn.0.wrapping_sub(hot.base_gfn.get().0) < hot.npages.get().0;
         // SAFETY: a key that is of some publication was stored with a slot of it.
         hit.then(|| unsafe { NonNull::new_unchecked(hot.slot.get().cast_mut()) })
     }

@@ -10,7 +10,7 @@ use super::Reader;
 #[cfg(target_arch = "x86_64")]
 use crate::index::node::{Avx2, Avx512};
 use crate::index::node::{Baseline, Lanes};
-use crate::slot::{Gfn, Hva, Memslot};
+use crate::slot::{AsId, Gfn, HostPage, Hva, Memslot, Pages};
 use crate::snapshot::Record;
 use std::hint::select_unpredictable;
 use std::mem::MaybeUninit;
@@ -19,15 +19,15 @@ use std::ptr::NonNull;
 /// Where a walk is to stand.
 type Begun = MaybeUninit<Walk>;
 
-pub(super) type SearchGfn = unsafe extern "C" fn(&Reader, u16, Gfn) -> Option<NonNull<Memslot>>;
+pub(super) type SearchGfn = unsafe extern "C" fn(&Reader, AsId, Gfn) -> Option<NonNull<Memslot>>;
 
 /// What the last-used slot does not answer, compiled for one kind of processor. No reader is of a kind that its
 /// processor is not.
 pub(super) struct Searches {
     pub(super) gfn: SearchGfn,
-    pub(super) hva: unsafe extern "C" fn(&Reader, u16, Hva) -> Option<NonNull<Memslot>>,
-    pub(super) walk_gfn: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut Begun),
-    pub(super) walk_hva: unsafe extern "C" fn(&Reader, u16, u64, u64, &mut Begun),
+    pub(super) hva: unsafe extern "C" fn(&Reader, AsId, Hva) -> Option<NonNull<Memslot>>,
+    pub(super) walk_gfn: unsafe extern "C" fn(&Reader, AsId, Gfn, Gfn, &mut Begun),
+    pub(super) walk_hva: unsafe extern "C" fn(&Reader, AsId, HostPage, HostPage, &mut Begun),
 }
 
 /// The searches of one kind of processor. Extern "C", so that they cannot unwind, and a hit in front of one needs no
@@ -40,25 +40,31 @@ macro_rules! searches {
             pub(super) static SEARCHES: Searches = Searches { gfn, hva, walk_gfn, walk_hva };
 
             $(#[$feature])?
-            unsafe extern "C" fn gfn(reader: &Reader, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
+            unsafe extern "C" fn gfn(reader: &Reader, as_id: AsId, gfn: Gfn) -> Option<NonNull<Memslot>> {
                 // SAFETY: the caller's promise; the processor is of this kind.
                 unsafe { reader.search_gfn::<$lanes>(as_id, gfn) }
             }
 
             $(#[$feature])?
-            unsafe extern "C" fn hva(reader: &Reader, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
+            unsafe extern "C" fn hva(reader: &Reader, as_id: AsId, hva: Hva) -> Option<NonNull<Memslot>> {
                 // SAFETY: the caller's promise; the processor is of this kind.
                 unsafe { reader.search_hva::<$lanes>(as_id, hva) }
             }
 
             $(#[$feature])?
-            unsafe extern "C" fn walk_gfn(reader: &Reader, as_id: u16, first: u64, last: u64, walk: &mut Begun) {
+            unsafe extern "C" fn walk_gfn(reader: &Reader, as_id: AsId, first: Gfn, last: Gfn, walk: &mut Begun) {
                 // SAFETY: the caller's promise; the processor is of this kind.
                 unsafe { reader.begin_walk(as_id, walk, false, |space| space.walk_gfn::<$lanes>(first, last)) }
             }
 
             $(#[$feature])?
-            unsafe extern "C" fn walk_hva(reader: &Reader, as_id: u16, first: u64, last: u64, walk: &mut Begun) {
+            unsafe extern "C" fn walk_hva(
+                reader: &Reader,
+                as_id: AsId,
+                first: HostPage,
+                last: HostPage,
+                walk: &mut Begun,
+            ) {
                 // SAFETY: the caller's promise; the processor is of this kind.
                 unsafe { reader.begin_walk(as_id, walk, true, |space| space.walk_hva::<$lanes>(first, last)) }
             }
@@ -91,7 +97,7 @@ impl Reader {
     /// # Safety
     /// A section is open.
     #[inline(always)]
-    pub(crate) unsafe fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
+    pub(crate) unsafe fn find_gfn(&self, as_id: AsId, gfn: Gfn) -> Option<NonNull<Memslot>> {
         // SAFETY: the caller's promise.
         unsafe { (self.hot.search_gfn)(self, as_id, gfn) }
     }
@@ -99,7 +105,7 @@ impl Reader {
     /// # Safety
     /// As `find_gfn`; the processor is of the kind `L`.
     #[inline(always)]
-    unsafe fn search_gfn<L: Lanes>(&self, as_id: u16, gfn: Gfn) -> Option<NonNull<Memslot>> {
+    unsafe fn search_gfn<L: Lanes>(&self, as_id: AsId, gfn: Gfn) -> Option<NonNull<Memslot>> {
         let hot = &self.hot;
         hot.misses.set(hot.misses.get() + 1);
         // SAFETY: the section keeps what is current after it began.
@@ -113,7 +119,7 @@ impl Reader {
         if space.count <= FEW {
             // No branch on what is random.
             let again = slot.as_ptr().cast_const() == hot.slot.get();
-            npages = select_unpredictable(again, npages, 0);
+            npages = select_unpredictable(again, npages, Pages(0));
         }
         hot.key.set(key(published.seq(), as_id));
         hot.base_gfn.set(found.base_gfn);
@@ -127,7 +133,7 @@ impl Reader {
     /// # Safety
     /// A section is open.
     #[inline(always)]
-    pub(crate) unsafe fn find_hva(&self, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
+    pub(crate) unsafe fn find_hva(&self, as_id: AsId, hva: Hva) -> Option<NonNull<Memslot>> {
         // SAFETY: the caller's promise.
         unsafe { (self.searches.hva)(self, as_id, hva) }
     }
@@ -135,10 +141,10 @@ impl Reader {
     /// # Safety
     /// As `find_hva`; the processor is of the kind `L`.
     #[inline(always)]
-    unsafe fn search_hva<L: Lanes>(&self, as_id: u16, hva: Hva) -> Option<NonNull<Memslot>> {
+    unsafe fn search_hva<L: Lanes>(&self, as_id: AsId, hva: Hva) -> Option<NonNull<Memslot>> {
         // SAFETY: the section keeps what is current after it began.
         let space = unsafe { self.published() }.space(as_id)?;
         // SAFETY: as above.
-        unsafe { space.find_hva_page::<L>(hva.0 >> self.page_shift()) }.map(Record::slot_pointer)
+        unsafe { space.find_hva_page::<L>(hva.page(self.page_shift())) }.map(Record::slot_pointer)
     }
 }

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::presence::Presence;
 use crate::published::Current;
 use crate::shared::Owner;
+use crate::slot::{Gfn, Pages};
 use crate::snapshot::PublishedRef;
 use crossbeam_epoch::{Guard, LocalHandle};
 use last_used::{Hot, CLOSED};
@@ -64,8 +65,8 @@ impl Reader {
         let hot = Hot {
             current: &shared.current,
             key: Cell::new(CLOSED),
-            base_gfn: Cell::new(0),
-            npages: Cell::new(0),
+            base_gfn: Cell::new(Gfn(0)),
+            npages: Cell::new(Pages(0)),
             slot: Cell::new(std::ptr::null()),
             depth: Cell::new(0),
             misses: Cell::new(0),

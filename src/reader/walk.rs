@@ -5,8 +5,8 @@
 
 use super::Reader;
 use crate::index::range_tree::{Cursor, Step};
-use crate::slot::{Gfn, Hva, Memslot};
-use crate::snapshot::{Record, Space};
+use crate::slot::{AsId, Gfn, Hva, Memslot};
+use crate::snapshot::{id_of, Record, Space};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -58,7 +58,7 @@ impl Walk {
             return NonNull::new(word.cast());
         }
         // SAFETY: the caller's promise; words of the hva tree are ids.
-        unsafe { (*self.space).find_id(word.addr() as u16) }.map(Record::slot_pointer)
+        unsafe { (*self.space).find_id(id_of(word)) }.map(Record::slot_pointer)
     }
 }
 
@@ -95,13 +95,12 @@ impl Reader {
     /// # Safety
     /// A section is open. The walk is used in this section only.
     #[inline(always)]
-    pub(crate) unsafe fn walk_gfn(&self, as_id: u16, range: Range<Gfn>, walk: &mut MaybeUninit<Walk>) -> bool {
-        let (first, end) = (range.start.0, range.end.0);
-        if first < end {
+    pub(crate) unsafe fn walk_gfn(&self, as_id: AsId, range: Range<Gfn>, walk: &mut MaybeUninit<Walk>) -> bool {
+        if !range.is_empty() {
             // SAFETY: the caller's promise.
-            unsafe { (self.searches.walk_gfn)(self, as_id, first, end - 1, walk) };
+            unsafe { (self.searches.walk_gfn)(self, as_id, range.start, Gfn(range.end.0 - 1), walk) };
         }
-        first < end
+        !range.is_empty()
     }
 
     /// As `walk_gfn`, over those with a byte of host memory in `first..=last`.
@@ -109,11 +108,11 @@ impl Reader {
     /// # Safety
     /// As `walk_gfn`.
     #[inline(always)]
-    pub(crate) unsafe fn walk_hva(&self, as_id: u16, first: Hva, last: Hva, walk: &mut MaybeUninit<Walk>) -> bool {
+    pub(crate) unsafe fn walk_hva(&self, as_id: AsId, first: Hva, last: Hva, walk: &mut MaybeUninit<Walk>) -> bool {
         let shift = self.page_shift();
         if first <= last {
             // SAFETY: the caller's promise.
-            unsafe { (self.searches.walk_hva)(self, as_id, first.0 >> shift, last.0 >> shift, walk) };
+            unsafe { (self.searches.walk_hva)(self, as_id, first.page(shift), last.page(shift), walk) };
         }
         first <= last
     }
@@ -123,7 +122,7 @@ impl Reader {
     #[inline(always)]
     pub(super) unsafe fn begin_walk(
         &self,
-        as_id: u16,
+        as_id: AsId,
         walk: &mut MaybeUninit<Walk>,
         by_hva: bool,
         begin: impl FnOnce(&Space) -> Cursor,

@@ -8,7 +8,7 @@ use super::staging::Staging;
 use crate::change::Decision;
 use crate::error::Refused;
 use crate::shared::Updating;
-use crate::slot::Region;
+use crate::slot::{AsId, Region};
 use crate::trace::Op;
 use std::ffi::c_void;
 
@@ -67,7 +67,7 @@ fn build(
 fn list(
     lock: &Updating,
     staging: &mut Staging,
-    as_id: u16,
+    as_id: AsId,
     regions: &[Region],
     opaque: impl Fn(usize) -> *mut c_void,
 ) -> Option<()> {

@@ -15,7 +15,7 @@ pub use transaction::Transaction;
 
 use crate::error::Refused;
 use crate::shared::{Shared, Updating};
-use crate::slot::Region;
+use crate::slot::{AsId, Region};
 use crate::trace::Op;
 use staging::Staging;
 use std::ffi::c_void;
@@ -38,7 +38,7 @@ pub(crate) fn apply(
 /// The first region that is refused.
 pub(crate) fn replace_all(
     shared: &Shared,
-    as_id: u16,
+    as_id: AsId,
     regions: &[Region],
     opaque: impl Fn(usize) -> *mut c_void,
 ) -> Result<(), Refused> {

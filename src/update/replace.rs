@@ -8,7 +8,7 @@ use super::staging::{Staging, NO_STEP};
 use crate::commit::calls;
 use crate::error::{Errno, Refused, Result};
 use crate::shared::Updating;
-use crate::slot::{Memslot, Region};
+use crate::slot::{AsId, Memslot, Region};
 use crate::snapshot::Record;
 use crate::trace::Op;
 use std::ffi::c_void;
@@ -17,7 +17,7 @@ use std::ptr::NonNull;
 /// Stages the regions as all that an address space has.
 pub(super) fn stage(
     lock: &mut Updating,
-    as_id: u16,
+    as_id: AsId,
     regions: &[Region],
     opaque: impl Fn(usize) -> *mut c_void,
 ) -> Result<Staging, Refused> {
@@ -37,7 +37,7 @@ pub(super) fn stage(
 }
 
 /// Puts one region into the new space.
-fn place(lock: &Updating, staging: &mut Staging, as_id: u16, region: &Region, opaque: *mut c_void) -> Result<()> {
+fn place(lock: &Updating, staging: &mut Staging, as_id: AsId, region: &Region, opaque: *mut c_void) -> Result<()> {
     if region.as_id() != as_id {
         return Err(Errno::EINVAL);
     }
@@ -77,7 +77,7 @@ impl Staging {
     }
 
     /// The slots of the base that have no place in the space built anew have ended.
-    fn end_absent(&mut self, as_id: u16) -> Result<()> {
+    fn end_absent(&mut self, as_id: AsId) -> Result<()> {
         let Some(old_space) = self.copy.base().space(as_id) else { return Ok(()) };
         let Some(new_space) = self.copy.state().space(as_id) else { return Ok(()) };
         let (journal, copy) = (&mut self.journal, &self.copy);

@@ -9,7 +9,7 @@ use crate::commit::commit;
 use crate::error::{Refused, Result};
 use crate::journal::Journal;
 use crate::shared::Updating;
-use crate::slot::{Limits, Memslot, Region};
+use crate::slot::{AsId, Limits, Memslot, Region};
 use crate::snapshot::Record;
 use crate::trace::Op;
 use crate::working_copy::WorkingCopy;
@@ -57,7 +57,7 @@ impl Staging {
     }
 
     /// Reserves what some changes of one space can allocate. Nothing else that stages can fail.
-    pub(super) fn reserve(&mut self, as_id: u16, changes: usize) -> Result<()> {
+    pub(super) fn reserve(&mut self, as_id: AsId, changes: usize) -> Result<()> {
         self.journal.reserve(changes)?;
         self.copy.reserve(as_id, changes)
     }

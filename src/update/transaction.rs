@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::index::node::Baseline;
 use crate::plan::Step;
 use crate::shared::{Owner, Updating};
-use crate::slot::{Gfn, Gpa, Memslot, Region};
+use crate::slot::{AsId, Gfn, Gpa, Memslot, Region, SlotId};
 use crate::trace::{self, Op};
 use std::ffi::c_void;
 
@@ -89,12 +89,12 @@ impl<'a> Transaction<'a> {
         )
     }
 
-    /// Creates a slot and gives its id; `ID_ANY` takes the lowest free one.
+    /// Creates a slot and gives its id; `SlotId::ANY` takes the lowest free one.
     ///
     /// # Errors
     /// `EEXIST` where the id or a frame is taken, `ENOSPC` where no id is free, otherwise as `set_region`.
-    pub fn create(&mut self, region: &Region, opaque: *mut c_void) -> Result<u16> {
-        let mut id = 0;
+    pub fn create(&mut self, region: &Region, opaque: *mut c_void) -> Result<SlotId> {
+        let mut id = SlotId(0);
         self.traced(
             Op::Create,
             || *region,
@@ -113,7 +113,7 @@ impl<'a> Transaction<'a> {
     ///
     /// # Errors
     /// `ENOENT` where there is none, `EINVAL` where there is no such address space, `ENOMEM`.
-    pub fn delete(&mut self, as_id: u16, id: u16) -> Result<()> {
+    pub fn delete(&mut self, as_id: AsId, id: SlotId) -> Result<()> {
         self.traced(
             Op::Delete,
             || trace::named(as_id, id),
@@ -128,7 +128,7 @@ impl<'a> Transaction<'a> {
     ///
     /// # Errors
     /// `ENOENT`; `EEXIST` where another slot is; `EINVAL` as the kernel has it; `ENOMEM`.
-    pub fn move_slot(&mut self, as_id: u16, id: u16, gpa: Gpa) -> Result<()> {
+    pub fn move_slot(&mut self, as_id: AsId, id: SlotId, gpa: Gpa) -> Result<()> {
         let named = || Region { guest_phys_addr: gpa.0, ..trace::named(as_id, id) };
         self.traced(Op::Move, named, |txn| {
             let decision = txn.rules().move_slot(as_id, id, gpa)?;
@@ -140,7 +140,7 @@ impl<'a> Transaction<'a> {
     ///
     /// # Errors
     /// `ENOENT`, `EINVAL`, `ENOMEM`.
-    pub fn set_flags(&mut self, as_id: u16, id: u16, flags: u32) -> Result<()> {
+    pub fn set_flags(&mut self, as_id: AsId, id: SlotId, flags: u32) -> Result<()> {
         let named = || Region { flags, ..trace::named(as_id, id) };
         self.traced(Op::Flags, named, |txn| {
             let decision = txn.rules().set_flags(as_id, id, flags)?;
@@ -153,7 +153,7 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// `ENOENT`; `EEXIST` where another slot is; `EINVAL` for size 0, a size that `set_region` would refuse, and slots
     /// with a guest_memfd; `ENOMEM`.
-    pub fn resize(&mut self, as_id: u16, id: u16, size: u64) -> Result<()> {
+    pub fn resize(&mut self, as_id: AsId, id: SlotId, size: u64) -> Result<()> {
         let named = || Region { memory_size: size, ..trace::named(as_id, id) };
         self.traced(Op::Resize, named, |txn| {
             let decision = txn.rules().resize(as_id, id, size)?;
@@ -162,14 +162,14 @@ impl<'a> Transaction<'a> {
     }
 
     /// Cuts a slot in two at `at`, and gives the upper part's id. The lower part keeps id and opaque; the upper gets
-    /// `new_id` (or the lowest free one for `ID_ANY`) and `opaque`.
+    /// `new_id` (or the lowest free one for `SlotId::ANY`) and `opaque`.
     ///
     /// # Errors
     /// `ENOENT`; `EINVAL` where `at` is not a page boundary strictly inside the slot, and for slots with a guest_memfd;
     /// `EEXIST` where the id is taken; `ENOSPC`; `ENOMEM`.
-    pub fn split(&mut self, as_id: u16, id: u16, at: Gpa, new_id: u16, opaque: *mut c_void) -> Result<u16> {
-        let named = || Region { guest_phys_addr: at.0, userspace_addr: new_id as u64, ..trace::named(as_id, id) };
-        let mut upper_id = 0;
+    pub fn split(&mut self, as_id: AsId, id: SlotId, at: Gpa, new_id: SlotId, opaque: *mut c_void) -> Result<SlotId> {
+        let named = || Region { guest_phys_addr: at.0, userspace_addr: new_id.0 as u64, ..trace::named(as_id, id) };
+        let mut upper_id = SlotId(0);
         self.traced(Op::Split, named, |txn| {
             let (old, lower, upper) = txn.rules().split((as_id, id), at, new_id, opaque)?;
             let staging = txn.staging_mut();
@@ -188,8 +188,8 @@ impl<'a> Transaction<'a> {
     ///
     /// # Errors
     /// `ENOENT`; `EINVAL` where they are no such neighbours, or too large together; `ENOMEM`.
-    pub fn merge(&mut self, as_id: u16, lower: u16, upper: u16) -> Result<()> {
-        let named = || Region { userspace_addr: upper as u64, ..trace::named(as_id, lower) };
+    pub fn merge(&mut self, as_id: AsId, lower: SlotId, upper: SlotId) -> Result<()> {
+        let named = || Region { userspace_addr: upper.0 as u64, ..trace::named(as_id, lower) };
         self.traced(Op::Merge, named, |txn| {
             let (low, up, merged) = txn.rules().merge(as_id, lower, upper)?;
             let staging = txn.staging_mut();
@@ -201,7 +201,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// The slot that holds a frame, as staged so far.
-    pub fn find_gfn(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+    pub fn find_gfn(&self, as_id: AsId, gfn: Gfn) -> Option<&Memslot> {
         let copy = &self.staging().copy;
         // SAFETY: the working copy is alive.
         let found = unsafe { copy.state().space(as_id)?.find_gfn::<Baseline>(gfn) };
@@ -209,7 +209,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// The slot with an id, as staged so far.
-    pub fn find_id(&self, as_id: u16, id: u16) -> Option<&Memslot> {
+    pub fn find_id(&self, as_id: AsId, id: SlotId) -> Option<&Memslot> {
         let copy = &self.staging().copy;
         // SAFETY: the working copy is alive.
         unsafe { copy.state().space(as_id)?.find_id(id) }.map(|record| copy.slot(record))
