@@ -39,7 +39,7 @@ pub(crate) fn commit(lock: &mut Updating, copy: WorkingCopy, journal: Journal) -
         lock.writer().entries = journal.into_memory();
         return Ok(());
     }
-    let _no_cancel = lock.shared.hooks.is_some().then(NoCancel::begin);
+    let _no_cancel = lock.shared().hooks.is_some().then(NoCancel::begin);
     lock.in_step = true;
     let waits = lock.waits();
     let result = Commit { lock, copy, journal, tally, asked: None, waits }.run();
@@ -98,9 +98,9 @@ impl<'l, 'a> Commit<'l, 'a> {
     // ---- stage 1 ----
 
     fn prepare(&mut self) -> Result<()> {
-        if self.lock.shared.hooks.is_some() || self.lock.writer().backend.is_some() {
+        if self.lock.shared().hooks.is_some() || self.lock.writer().backend.is_some() {
             self.asked = Some(self.prepare_to_ask()?);
-        } else if self.waits && self.lock.shared.readers.in_section() {
+        } else if self.waits && self.lock.shared().readers.in_section() {
             return Err(Errno::EDEADLK);
         }
         self.reserve_retired()?;
@@ -109,7 +109,7 @@ impl<'l, 'a> Commit<'l, 'a> {
 
     fn prepare_to_ask(&mut self) -> Result<Box<Asked>> {
         let Commit { lock, copy, journal, .. } = self;
-        let shared = lock.shared;
+        let shared = lock.shared();
         let hooks = shared.hooks.as_deref();
         let shift = shared.limits.page_shift;
         let changes = if hooks.is_some() { journal.changes(copy.state(), shift)? } else { Vec::new() };
@@ -128,7 +128,7 @@ impl<'l, 'a> Commit<'l, 'a> {
             return Ok(());
         }
         let mut calls = 0;
-        let shift = self.lock.shared.limits.page_shift;
+        let shift = self.lock.shared().limits.page_shift;
         for entry in self.journal.iter() {
             calls += entry.after.is_some() as usize;
             let Some(before) = entry.before else { continue };
@@ -169,14 +169,14 @@ impl<'l, 'a> Commit<'l, 'a> {
             let Some(slot) = change.old.map(|old| self.lock.slot(old)) else { continue };
             // SAFETY: the INVALID state is current now, and alive under the update lock.
             let invalid = self.lock.current().space(slot.as_id).and_then(|space| unsafe { space.find_id(slot.id) });
-            if let (Some(hooks), Some(invalid)) = (self.lock.shared.hooks.as_deref(), invalid) {
+            if let (Some(hooks), Some(invalid)) = (self.lock.shared().hooks.as_deref(), invalid) {
                 hooks.flush(self.lock.slot(invalid));
             }
         }
     }
 
     fn hooks(&self) -> Option<&'a dyn Hooks> {
-        self.lock.shared.hooks.as_deref()
+        self.lock.shared().hooks.as_deref()
     }
 
     fn changes(&self) -> &[Outcome] {
@@ -223,7 +223,7 @@ impl<'l, 'a> Commit<'l, 'a> {
     #[cold]
     fn roll_back(self) {
         let Commit { lock, copy, journal, asked, waits, .. } = self;
-        let step = lock.shared.limits.nr_address_spaces as u64;
+        let step = lock.shared().limits.nr_address_spaces as u64;
         let base = copy.base_object();
         drop(copy);
         if let Some(InvalidPhase { published: Some(view), mut again, spaces, .. }) = asked.and_then(|it| it.invalid) {
@@ -249,7 +249,7 @@ impl<'l, 'a> Commit<'l, 'a> {
         self.lock.writer().entries = self.journal.into_memory();
         // As the kernel does it: with sync, no reader is left with the old state when the commit hooks run.
         self.lock.settle(self.waits);
-        if let (Some(hooks), Some(asked)) = (self.lock.shared.hooks.as_deref(), self.asked) {
+        if let (Some(hooks), Some(asked)) = (self.lock.shared().hooks.as_deref(), self.asked) {
             asked.changes.iter().for_each(|change| hooks.commit(&told(self.lock, change)));
         }
         self.lock.drain();
@@ -257,7 +257,7 @@ impl<'l, 'a> Commit<'l, 'a> {
 
     /// A space's generation moves on with each publication that changes it.
     fn step_generations(&mut self) {
-        let step = self.lock.shared.limits.nr_address_spaces as u64;
+        let step = self.lock.shared().limits.nr_address_spaces as u64;
         let flushed = self.invalid().map_or(AsIds::default(), |phase| phase.spaces);
         self.tally.spaces.iter().for_each(|as_id| self.copy.add_to_generation(as_id, step));
         flushed.iter().for_each(|as_id| self.copy.add_to_generation(as_id, step));
@@ -275,7 +275,7 @@ impl InvalidPhase {
             view.mark(invalid);
             spaces.insert(slot.as_id);
         }
-        let step = lock.shared.limits.nr_address_spaces as u64;
+        let step = lock.shared().limits.nr_address_spaces as u64;
         spaces.iter().for_each(|as_id| view.add_to_generation(as_id, step));
         Ok(InvalidPhase { view: Some(view), published: None, again, spaces })
     }
@@ -296,7 +296,7 @@ fn retire_view(lock: &mut Updating, view: Publication) {
 
 /// Retires the records that a result has taken the place of.
 fn retire_records(lock: &mut Updating, journal: &Journal) {
-    let owes_release = lock.shared.hooks.is_some();
+    let owes_release = lock.shared().hooks.is_some();
     let lane = &mut lock.writer().lane;
     for (before, after) in journal.each_changed().filter_map(|entry| Some((entry.before?, entry.after))) {
         // SAFETY: the record is not part of what is current any more, and has one entry; there is room.
@@ -310,7 +310,7 @@ fn retire_records(lock: &mut Updating, journal: &Journal) {
 }
 
 fn wants_unmap(lock: &Updating) -> bool {
-    lock.shared.hooks.as_deref().is_some_and(|hooks| hooks.wants_unmap())
+    lock.shared().hooks.as_deref().is_some_and(|hooks| hooks.wants_unmap())
 }
 
 /// Notes which host memory the current state has taken from its last slot, and which it maps again.
@@ -318,7 +318,7 @@ fn note_in_ledger(lock: &mut Updating, journal: &Journal) {
     if !wants_unmap(lock) {
         return;
     }
-    let shift = lock.shared.limits.page_shift;
+    let shift = lock.shared().limits.page_shift;
     let bag = lock.writer().lane.next_bag();
     // Out of the lock for a moment, so that state and ledger can be looked at together.
     let mut ledger = std::mem::replace(&mut lock.writer().ledger, Ledger::new());
@@ -333,7 +333,7 @@ fn note_in_ledger(lock: &mut Updating, journal: &Journal) {
 }
 
 fn differences(lock: &Updating, journal: &Journal) -> Result<Vec<Difference>> {
-    let shift = lock.shared.limits.page_shift;
+    let shift = lock.shared().limits.page_shift;
     let region = |record: Option<NonNull<Record>>| record.map(|record| Region::of(lock.slot(record), shift));
     let mut differences = Vec::new();
     differences.try_reserve_exact(journal.iter().count()).map_err(|_| Errno::ENOMEM)?;

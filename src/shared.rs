@@ -217,7 +217,7 @@ impl Shared {
     #[inline(always)]
     pub(crate) fn update(&self) -> Result<Updating<'_>> {
         self.lock.lock(|| self.readers.in_section())?;
-        let mut lock = Updating { shared: self, in_step: false, thread: PhantomData };
+        let mut lock = Updating::new(self, false);
         match lock.writer().poisoned {
             true => Err(Errno::ENOTRECOVERABLE),
             false => Ok(lock),
@@ -256,53 +256,68 @@ impl Shared {
 
 /// The update lock, held. Belongs to the thread that took it.
 pub(crate) struct Updating<'a> {
-    pub(crate) shared: &'a Shared,
+    /// Alive for 'a. Not a reference by type: a transaction that outlives its table is the last owner, and may be passed
+    /// by value to what ends it, as drop() does; a reference in there would promise that the memory stays.
+    shared: NonNull<Shared>,
     /// Whether something is being changed, or a hook runs: a panic now leaves nobody knows what, and poisons the table.
     pub(crate) in_step: bool,
+    alive: PhantomData<&'a Shared>,
     thread: PhantomData<*const ()>,
 }
 
 impl<'a> Updating<'a> {
+    /// The calling thread has just taken the lock.
+    #[inline(always)]
+    fn new(shared: &'a Shared, in_step: bool) -> Updating<'a> {
+        Updating { shared: NonNull::from(shared), in_step, alive: PhantomData, thread: PhantomData }
+    }
+
+    #[inline(always)]
+    pub(crate) fn shared(&self) -> &'a Shared {
+        // SAFETY: from a `&'a Shared` in new().
+        unsafe { self.shared.as_ref() }
+    }
+
     #[inline(always)]
     pub(crate) fn writer(&mut self) -> &mut Writer {
         // SAFETY: the update lock is held, and `&mut self` says that nobody else looks through it.
-        unsafe { &mut *self.shared.writer.get() }
+        unsafe { &mut *self.shared().writer.get() }
     }
 
     fn pool(&mut self) -> &mut Pool {
         // SAFETY: as above; no function of a working copy runs meanwhile.
-        unsafe { &mut (*self.shared.store.get()).pool }
+        unsafe { &mut (*self.shared().store.get()).pool }
     }
 
     /// Gives the lock to the calling thread, where the one that took it will never come back.
     pub(crate) fn take_over(&self) {
-        self.shared.lock.take_over();
+        self.shared().lock.take_over();
     }
 
     /// The state that is current. It stays alive while the lock is held.
     pub(crate) fn current(&self) -> PublishedRef<'_> {
         // SAFETY: only the lock's holder retires it, and frees nothing before the lock is given back or drained.
-        unsafe { PublishedRef::new(self.shared.current.root()) }
+        unsafe { PublishedRef::new(self.shared().current.root()) }
     }
 
     /// A copy of the current state.
     #[inline(always)]
     pub(crate) fn begin_copy(&self) -> Result<WorkingCopy> {
         // SAFETY: the lock is held, by whoever has the copy; both are of this table.
-        unsafe { WorkingCopy::begin(&self.shared.store, self.shared.current.root()) }
+        unsafe { WorkingCopy::begin(&self.shared().store, self.shared().current.root()) }
     }
 
     /// A copy of it beside another one: see [`WorkingCopy::begin_beside`].
     pub(crate) fn begin_beside(&self) -> Result<WorkingCopy> {
         // SAFETY: as above.
-        unsafe { WorkingCopy::begin_beside(&self.shared.store, self.shared.current.root()) }
+        unsafe { WorkingCopy::begin_beside(&self.shared().store, self.shared().current.root()) }
     }
 
     /// The same, with what one change of an address space can allocate reserved.
     #[inline(always)]
     pub(crate) fn begin_copy_for(&self, as_id: AsId) -> Result<WorkingCopy> {
         // SAFETY: as above.
-        unsafe { WorkingCopy::begin_for(&self.shared.store, self.shared.current.root(), as_id) }
+        unsafe { WorkingCopy::begin_for(&self.shared().store, self.shared().current.root(), as_id) }
     }
 
     /// A slot of the current state, of a working copy, or of what was retired: nothing of it is freed before a drain.
@@ -314,7 +329,7 @@ impl<'a> Updating<'a> {
     /// Makes a copy the current state, and retires what it has replaced: see [`WorkingCopy::publish`].
     #[inline(always)]
     pub(crate) fn publish(&mut self, copy: WorkingCopy) {
-        let current = &self.shared.current;
+        let current = &self.shared().current;
         let writer = self.writer();
         writer.publications += 1;
         copy.publish(current, &mut writer.numbers, &mut writer.lane);
@@ -322,7 +337,7 @@ impl<'a> Updating<'a> {
 
     /// Makes a copy of [`Updating::begin_beside`] the current state.
     pub(crate) fn publish_beside(&mut self, copy: WorkingCopy) -> Publication {
-        let current = &self.shared.current;
+        let current = &self.shared().current;
         let writer = self.writer();
         writer.publications += 1;
         copy.publish_beside(current, &mut writer.numbers)
@@ -330,14 +345,14 @@ impl<'a> Updating<'a> {
 
     /// What requests are held against.
     pub(crate) fn rules<'s>(&'s self, state: PublishedRef<'s>) -> Rules<'s> {
-        Rules { limits: &self.shared.limits, state }
+        Rules { limits: &self.shared().limits, state }
     }
 
     /// Whether an update returns only when no reader is left with what was before: it always does so, or there is too
     /// much garbage.
     pub(crate) fn waits(&mut self) -> bool {
-        let limit = self.shared.max_garbage;
-        self.shared.sync || limit > 0 && self.writer().lane.garbage().0 > limit
+        let limit = self.shared().max_garbage;
+        self.shared().sync || limit > 0 && self.writer().lane.garbage().0 > limit
     }
 
     /// Writes a line where a trace is on, and this is the process that began it.
@@ -350,7 +365,7 @@ impl<'a> Updating<'a> {
 
     #[cold]
     fn write_line(&mut self, op: Op, region: Region, result: Result<()>) {
-        if self.shared.readers.is_forked() {
+        if self.shared().readers.is_forked() {
             return;
         }
         let _no_cancel = NoCancel::begin();
@@ -379,14 +394,14 @@ impl<'a> Updating<'a> {
             out_of_step: writer.out_of_step.map_or(0, |out| out.count),
             ..Stats::default()
         };
-        self.shared.figures.note(&now);
+        self.shared().figures.note(&now);
     }
 
     /// A grace period: returns when no section is left that was open at the call.
     pub(crate) fn wait_for_readers(&mut self) {
         let _no_cancel = NoCancel::begin();
         self.note_figures();
-        let shared = self.shared;
+        let shared = self.shared();
         shared.lock.begin_waiting();
         self.writer().lane.wait_for_readers(&shared.domain);
         shared.lock.end_waiting();
@@ -402,11 +417,11 @@ impl<'a> Updating<'a> {
     /// before; but not where a hook has left a section of this thread open, which would be for ever.
     #[inline(always)]
     pub(crate) fn settle(&mut self, wait: bool) {
-        let is_told = self.shared.hooks.is_some();
+        let is_told = self.shared().hooks.is_some();
         let writer = self.writer();
         let owed = is_told && (writer.lane.releases_pending() > 0 || writer.ledger.has(writer.lane.next_bag()));
         self.seal(owed || wait);
-        if wait && !self.shared.readers.in_section() {
+        if wait && !self.shared().readers.in_section() {
             self.wait_for_readers();
         } else if self.writer().lane.garbage().0 > MUCH_GARBAGE {
             self.writer().lane.advance();
@@ -416,7 +431,7 @@ impl<'a> Updating<'a> {
     /// Gives garbage to the collector: all of it with `now`.
     #[inline(always)]
     fn seal(&mut self, now: bool) {
-        let shared = self.shared;
+        let shared = self.shared();
         // Without memory for a bag the garbage stays where it is, for the next time.
         let _ = self.writer().lane.seal(&shared.domain, now);
     }
@@ -424,7 +439,7 @@ impl<'a> Updating<'a> {
     /// Frees what is ripe. Gives the releases run. Most updates find nothing.
     #[inline(always)]
     pub(crate) fn drain(&mut self) -> usize {
-        let shared = self.shared;
+        let shared = self.shared();
         match self.writer().lane.has_ripe(&shared.domain) {
             true => self.drain_ripe(),
             false => 0,
@@ -434,7 +449,7 @@ impl<'a> Updating<'a> {
     #[inline(never)]
     fn drain_ripe(&mut self) -> usize {
         let _no_cancel = NoCancel::begin();
-        let shared = self.shared;
+        let shared = self.shared();
         // A release that panics leaves others undone until the table ends.
         let was_in_step = std::mem::replace(&mut self.in_step, true);
         // SAFETY: the lock is held; writer and pool are apart.
@@ -452,7 +467,7 @@ impl Drop for Updating<'_> {
         if self.in_step && std::thread::panicking() {
             self.writer().poisoned = true;
         }
-        self.shared.lock.unlock();
+        self.shared().lock.unlock();
     }
 }
 
@@ -492,7 +507,7 @@ impl Shared {
             Err(_) => return,
         }
         // A table that is poisoned ends as any other: what readers see is whole.
-        let mut lock = Updating { shared: self, in_step: true, thread: PhantomData };
+        let mut lock = Updating::new(self, true);
         let old = self.current.root();
         let writer = lock.writer();
         let Some(last) = writer.last_state.take() else { return };

@@ -226,7 +226,7 @@ impl Memslots {
         let mut calls = 0;
         while calls < 3 && lock.writer().lane.has_bags() {
             lock.writer().lane.advance();
-            let shared = lock.shared;
+            let shared = lock.shared();
             calls = if lock.writer().lane.has_ripe(&shared.domain) { 0 } else { calls + 1 };
             released += lock.drain();
         }
@@ -444,7 +444,7 @@ mod tests {
     fn set_next_stamp(table: &Memslots, stamp: u64) {
         let lock = table.shared.update().unwrap();
         // SAFETY: the lock is held.
-        unsafe { (*lock.shared.store.get()).set_next_stamp(stamp) };
+        unsafe { (*lock.shared().store.get()).set_next_stamp(stamp) };
     }
 
     /// In 0.1 a node that an aborted transaction had replaced stayed published with an address where its stamp belongs.
@@ -474,5 +474,20 @@ mod tests {
             }
         }
         assert!(table.reader().unwrap().lock().find_gfn(AsId(0), Gfn(3 << 8)).is_some());
+    }
+
+    /// What ends it takes it by value, so that nothing in it may promise that the table's memory stays: Miri would see.
+    #[test]
+    fn a_transaction_may_be_the_last_of_its_table() {
+        for commits in [false, true] {
+            let table = Memslots::new(Config::default()).unwrap();
+            let mut txn = table.begin_owned().unwrap();
+            txn.set_region(&region(1), null_mut()).unwrap();
+            drop(table);
+            match commits {
+                true => txn.commit().unwrap(),
+                false => drop(txn),
+            }
+        }
     }
 }

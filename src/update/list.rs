@@ -32,7 +32,7 @@ fn stage_each(
     let mut staging = Staging::begin(lock)?;
     for (step, region) in regions.iter().enumerate() {
         staging.step = step;
-        let decision = staging.rules(&lock.shared.limits).set_region(region, opaque(step));
+        let decision = staging.rules(&lock.shared().limits).set_region(region, opaque(step));
         let staged = decision.and_then(|decision| staging.stage(decision));
         lock.trace(Op::Set, || *region, staged);
         staged.map_err(Refused::entry(step))?;
@@ -53,7 +53,7 @@ fn build(
     }
     let mut staging = Staging::begin(lock)?;
     let listed = list(lock, &mut staging, as_id, regions, opaque);
-    let shift = lock.shared.limits.page_shift;
+    let shift = lock.shared().limits.page_shift;
     let Staging { copy, journal, .. } = &mut staging;
     let records = journal.iter().filter_map(|entry| entry.after);
     if listed.and_then(|()| copy.build(as_id, records, shift)).is_none() {
@@ -73,7 +73,7 @@ fn list(
 ) -> Option<()> {
     staging.journal.reserve(regions.len()).ok()?;
     for (step, region) in regions.iter().enumerate() {
-        let decision = staging.rules(&lock.shared.limits).set_region(region, opaque(step));
+        let decision = staging.rules(&lock.shared().limits).set_region(region, opaque(step));
         let Ok(Decision::Create(slot)) = decision else { return None };
         if slot.as_id != as_id {
             return None;

@@ -46,7 +46,7 @@ fn place(lock: &Updating, staging: &mut Staging, as_id: AsId, region: &Region, o
     if staging.copy.state().space(as_id).is_some_and(|space| unsafe { space.find_id(new.id) }.is_some()) {
         return Err(Errno::EEXIST);
     }
-    staging.rules(&lock.shared.limits).may_create(&new)?;
+    staging.rules(&lock.shared().limits).may_create(&new)?;
     staging.reserve(as_id, 1)?;
     staging.adopt(kept, new);
     Ok(())

@@ -36,7 +36,7 @@ pub(crate) fn single(
 /// Whether there is nobody to ask and nothing to wait for.
 #[inline(always)]
 fn is_plain(lock: &mut Updating) -> bool {
-    lock.shared.hooks.is_none() && lock.writer().backend.is_none() && !lock.waits()
+    lock.shared().hooks.is_none() && lock.writer().backend.is_none() && !lock.waits()
 }
 
 #[inline(never)]
@@ -56,8 +56,8 @@ fn publish_one(lock: &mut Updating, decision: Decision) -> Result<()> {
     let mut copy = lock.begin_copy_for(as_id)?;
     lock.writer().lane.reserve(REPLACED_PER_EDIT + 2)?;
     lock.in_step = true;
-    let gone = edit(&mut copy, decision, lock.shared.limits.page_shift);
-    copy.add_to_generation(as_id, lock.shared.limits.nr_address_spaces as u64);
+    let gone = edit(&mut copy, decision, lock.shared().limits.page_shift);
+    copy.add_to_generation(as_id, lock.shared().limits.nr_address_spaces as u64);
     lock.publish(copy);
     if let Some(record) = gone {
         // SAFETY: not current any more, and retired once; there is room. Without hooks there is no release.

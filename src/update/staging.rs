@@ -32,7 +32,7 @@ impl Staging {
         let copy = lock.begin_copy()?;
         let entries = std::mem::take(&mut lock.writer().entries);
         let journal = Journal::new(copy.next_stamp(), entries);
-        Ok(Staging { copy, journal, step: 0, page_shift: lock.shared.limits.page_shift })
+        Ok(Staging { copy, journal, step: 0, page_shift: lock.shared().limits.page_shift })
     }
 
     /// What requests are held against: the state as staged so far.

@@ -54,7 +54,7 @@ impl<'a> Transaction<'a> {
     }
 
     fn rules(&self) -> Rules<'_> {
-        self.staging().rules(&self.lock.shared.limits)
+        self.staging().rules(&self.lock.shared().limits)
     }
 
     /// Runs one step, and writes a line about it where a trace is on.
