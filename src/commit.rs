@@ -141,9 +141,9 @@ impl<'l, 'a> Commit<'l, 'a> {
     /// Room for all that the publications can retire: what was replaced and its records, the base, the INVALID state.
     fn reserve_retired(&mut self) -> Result<()> {
         let view = self.invalid().and_then(|phase| phase.view.as_ref()).map_or(0, |view| view.count_own_objects());
-        let (replaced, records) = (self.copy.count_replaced(), self.tally.records);
-        let lane = &mut self.lock.writer().lane;
-        lane.reserve(replaced + view + records + 1)?;
+        let records = self.tally.records;
+        let lane = self.lock.lane();
+        lane.reserve(view + records + 1)?;
         lane.reserve_gone(records)
     }
 
@@ -231,7 +231,7 @@ impl<'l, 'a> Commit<'l, 'a> {
             lock.publish_beside(again);
             retire_view(lock, view);
             // SAFETY: its nodes live on in what was published again; the root does not.
-            unsafe { lock.writer().lane.retire(base) };
+            unsafe { lock.lane().retire(base) };
             lock.settle(waits);
         }
         lock.writer().entries = journal.into_memory();
@@ -289,7 +289,7 @@ fn told<'l>(lock: &'l Updating, change: &Outcome) -> Change<'l> {
 
 /// Retires an INVALID state that is not current any more.
 fn retire_view(lock: &mut Updating, view: Publication) {
-    let lane = &mut lock.writer().lane;
+    let lane = lock.lane();
     // SAFETY: alive until it is freed by way of the lane, into which each object goes once; there is room.
     unsafe { view.for_each_own_object(&mut |object| lane.retire(object)) };
 }
@@ -297,7 +297,7 @@ fn retire_view(lock: &mut Updating, view: Publication) {
 /// Retires the records that a result has taken the place of.
 fn retire_records(lock: &mut Updating, journal: &Journal) {
     let owes_release = lock.shared().hooks.is_some();
-    let lane = &mut lock.writer().lane;
+    let lane = lock.lane();
     for (before, after) in journal.each_changed().filter_map(|entry| Some((entry.before?, entry.after))) {
         // SAFETY: the record is not part of what is current any more, and has one entry; there is room.
         unsafe {
@@ -319,7 +319,7 @@ fn note_in_ledger(lock: &mut Updating, journal: &Journal) {
         return;
     }
     let shift = lock.shared().limits.page_shift;
-    let bag = lock.writer().lane.next_bag();
+    let bag = lock.lane().next_bag();
     // Out of the lock for a moment, so that state and ledger can be looked at together.
     let mut ledger = std::mem::replace(&mut lock.writer().ledger, Ledger::new());
     for after in journal.iter().filter_map(|entry| entry.after) {

@@ -42,6 +42,7 @@ impl Retired {
         self.objects.len() + self.gone.len()
     }
 
+    #[inline(always)]
     fn push(&mut self, object: Object) {
         debug_assert!(self.objects.len() < self.objects.capacity(), "room was reserved");
         self.bytes += object.bytes();
@@ -164,6 +165,9 @@ pub(crate) struct Lane {
     /// None once the lane is closed.
     handle: Option<LocalHandle>,
     pending: Retired,
+    /// Where what a working copy has replaced begins among the objects that are pending: not retired before the copy
+    /// is published. None while nothing lists.
+    list_begins: Option<usize>,
     /// Bags sealed so far: the newest one's number.
     sealed: u64,
     /// Bags emptied so far: all up to this number.
@@ -187,6 +191,7 @@ impl Lane {
         Ok(Lane {
             handle: Some(domain.register()),
             pending: Retired::default(),
+            list_begins: None,
             sealed: 0,
             emptied: 0,
             in_turn: null_mut(),
@@ -199,7 +204,7 @@ impl Lane {
 
     /// Bytes and objects that are retired and not yet free again.
     pub(crate) fn garbage(&self) -> (usize, usize) {
-        (self.waiting_bytes + self.pending.bytes, self.waiting_objects + self.pending.count())
+        (self.waiting_bytes + self.pending.bytes, self.waiting_objects + self.pending.count() - self.listed())
     }
 
     /// Releases owed, with the collector or not.
@@ -227,21 +232,48 @@ impl Lane {
     ///
     /// # Safety
     /// It is from this table's pool, no longer reachable from the current publication, and was not retired before.
+    #[inline(always)]
     pub(crate) unsafe fn retire(&mut self, object: Object) {
+        debug_assert!(self.list_begins.is_none(), "the list is what comes last");
         self.pending.push(object);
     }
 
-    /// Retires all of a list.
+    /// Begins the list of what a working copy replaces. It ends before anything else is retired.
+    #[inline(always)]
+    pub(crate) fn begin_list(&mut self) {
+        debug_assert!(self.list_begins.is_none(), "another copy lists what it replaces");
+        self.list_begins = Some(self.pending.objects.len());
+    }
+
+    /// The list, to be added to where there is room.
+    #[inline(always)]
+    pub(crate) fn list(&mut self) -> &mut Vec<Object> {
+        debug_assert!(self.list_begins.is_some());
+        &mut self.pending.objects
+    }
+
+    /// How many objects are listed.
+    pub(crate) fn listed(&self) -> usize {
+        self.list_begins.map_or(0, |begin| self.pending.objects.len() - begin)
+    }
+
+    /// Retires what is listed, and ends the list.
     ///
     /// # Safety
     /// As `retire`, for each.
     #[inline(always)]
-    pub(crate) unsafe fn retire_all(&mut self, objects: &[Object]) {
-        let pending = &mut self.pending;
-        debug_assert!(pending.objects.len() + objects.len() <= pending.objects.capacity(), "room was reserved");
-        let mut lines = 0;
-        pending.objects.extend(objects.iter().inspect(|object| lines += object.lines as usize));
-        pending.bytes += lines * LINE;
+    pub(crate) unsafe fn retire_listed(&mut self) {
+        let begin = self.list_begins.take().expect("a copy that lists");
+        let lines: usize = self.pending.objects[begin..].iter().map(|object| object.lines as usize).sum();
+        self.pending.bytes += lines * LINE;
+    }
+
+    /// Ends the list, if there is one: what is on it lives on.
+    pub(crate) fn forget_listed(&mut self) {
+        if let Some(begin) = self.list_begins.take() {
+            self.pending.objects.truncate(begin);
+            self.pending.objects.shrink_to(ROOM_KEPT);
+        }
     }
 
     /// Retires a record whose slot is gone, and whose release is owed; there is room.
@@ -267,6 +299,7 @@ impl Lane {
 
     #[inline(never)]
     fn seal_pending(&mut self, domain: &Domain) -> Result<()> {
+        debug_assert!(self.list_begins.is_none(), "what is listed is not retired");
         let mut bag = match self.spare.take() {
             Some(bag) => bag,
             None => new_bag()?,
@@ -416,6 +449,8 @@ impl Lane {
 
     /// Frees everything, after `leave`.
     pub(crate) fn free_all(&mut self, domain: &Domain, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) {
+        // Of a transaction that was forgotten: what it had replaced is still current.
+        self.forget_listed();
         self.drain(domain, pool, release);
         debug_assert!(self.has_emptied(self.sealed), "a bag was lost");
         // SAFETY: the last participant is gone, so nobody can see what is pending.

@@ -42,7 +42,6 @@ unsafe impl Send for Waiter {}
 
 /// What the update lock protects, beside the store that working copies use.
 pub(crate) struct Writer {
-    pub(crate) lane: Lane,
     pub(crate) numbers: Numbers,
     pub(crate) publications: u64,
     /// The memory of the last update's journal.
@@ -59,9 +58,8 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    fn new(lane: Lane, numbers: Numbers, last_state: NonNull<Published>) -> Writer {
+    fn new(numbers: Numbers, last_state: NonNull<Published>) -> Writer {
         Writer {
-            lane,
             numbers,
             publications: 0,
             entries: Vec::new(),
@@ -185,12 +183,12 @@ impl Shared {
     pub(crate) fn new(limits: Limits, sync: bool, max_garbage: usize, hooks: Option<Box<dyn Hooks>>) -> Result<Shared> {
         let domain = Domain::new();
         let lane = Lane::new(&domain)?;
-        let mut store = Store::new();
+        let mut store = Store::new(lane);
         let [root, last_state] = store.empty_roots(limits.nr_address_spaces)?;
         let waiter = Waiter(ManuallyDrop::new(domain.register()));
         let mut numbers = Numbers::new();
         let current = Current::new(root, &mut numbers);
-        let writer = Writer::new(lane, numbers, last_state);
+        let writer = Writer::new(numbers, last_state);
         let shared = Shared {
             current,
             limits,
@@ -256,8 +254,8 @@ impl Shared {
 
 /// The update lock, held. Belongs to the thread that took it.
 pub(crate) struct Updating<'a> {
-    /// Alive for 'a. Not a reference by type: a transaction that outlives its table is the last owner, and may be passed
-    /// by value to what ends it, as drop() does; a reference in there would promise that the memory stays.
+    /// Alive for 'a. Not a reference by type: a transaction that outlives its table is the last owner, and is passed by
+    /// value to what ends it, such as drop(); a reference in there would promise that the memory stays.
     shared: NonNull<Shared>,
     /// Whether something is being changed, or a hook runs: a panic now leaves nobody knows what, and poisons the table.
     pub(crate) in_step: bool,
@@ -287,6 +285,12 @@ impl<'a> Updating<'a> {
     fn pool(&mut self) -> &mut Pool {
         // SAFETY: as above; no function of a working copy runs meanwhile.
         unsafe { &mut (*self.shared().store.get()).pool }
+    }
+
+    #[inline(always)]
+    pub(crate) fn lane(&mut self) -> &mut Lane {
+        // SAFETY: as above.
+        unsafe { &mut (*self.shared().store.get()).lane }
     }
 
     /// Gives the lock to the calling thread, where the one that took it will never come back.
@@ -332,7 +336,7 @@ impl<'a> Updating<'a> {
         let current = &self.shared().current;
         let writer = self.writer();
         writer.publications += 1;
-        copy.publish(current, &mut writer.numbers, &mut writer.lane);
+        copy.publish(current, &mut writer.numbers);
     }
 
     /// Makes a copy of [`Updating::begin_beside`] the current state.
@@ -352,7 +356,7 @@ impl<'a> Updating<'a> {
     /// much garbage.
     pub(crate) fn waits(&mut self) -> bool {
         let limit = self.shared().max_garbage;
-        self.shared().sync || limit > 0 && self.writer().lane.garbage().0 > limit
+        self.shared().sync || limit > 0 && self.lane().garbage().0 > limit
     }
 
     /// Writes a line where a trace is on, and this is the process that began it.
@@ -380,8 +384,9 @@ impl<'a> Updating<'a> {
         let add = |(slots, npages), space: &Space| (slots + space.count as u64, npages + space.npages);
         let (slots, npages) = self.current().spaces().iter().fold((0, Pages(0)), add);
         let (index_bytes, pool_bytes) = (self.pool().used() as u64, self.pool().held() as u64);
+        let (garbage_bytes, garbage_objects) = self.lane().garbage();
+        let releases_due = self.lane().releases_due() as u64;
         let writer = self.writer();
-        let (garbage_bytes, garbage_objects) = writer.lane.garbage();
         let now = Stats {
             publications: writer.publications,
             slots,
@@ -390,7 +395,7 @@ impl<'a> Updating<'a> {
             pool_bytes,
             garbage_bytes: garbage_bytes as u64,
             garbage_objects: garbage_objects as u64,
-            releases_due: writer.lane.releases_due() as u64,
+            releases_due,
             out_of_step: writer.out_of_step.map_or(0, |out| out.count),
             ..Stats::default()
         };
@@ -403,7 +408,7 @@ impl<'a> Updating<'a> {
         self.note_figures();
         let shared = self.shared();
         shared.lock.begin_waiting();
-        self.writer().lane.wait_for_readers(&shared.domain);
+        self.lane().wait_for_readers(&shared.domain);
         shared.lock.end_waiting();
     }
 
@@ -418,13 +423,13 @@ impl<'a> Updating<'a> {
     #[inline(always)]
     pub(crate) fn settle(&mut self, wait: bool) {
         let is_told = self.shared().hooks.is_some();
-        let writer = self.writer();
-        let owed = is_told && (writer.lane.releases_pending() > 0 || writer.ledger.has(writer.lane.next_bag()));
+        let (bag, releases) = (self.lane().next_bag(), self.lane().releases_pending());
+        let owed = is_told && (releases > 0 || self.writer().ledger.has(bag));
         self.seal(owed || wait);
         if wait && !self.shared().readers.in_section() {
             self.wait_for_readers();
-        } else if self.writer().lane.garbage().0 > MUCH_GARBAGE {
-            self.writer().lane.advance();
+        } else if self.lane().garbage().0 > MUCH_GARBAGE {
+            self.lane().advance();
         }
     }
 
@@ -433,14 +438,14 @@ impl<'a> Updating<'a> {
     fn seal(&mut self, now: bool) {
         let shared = self.shared();
         // Without memory for a bag the garbage stays where it is, for the next time.
-        let _ = self.writer().lane.seal(&shared.domain, now);
+        let _ = self.lane().seal(&shared.domain, now);
     }
 
     /// Frees what is ripe. Gives the releases run. Most updates find nothing.
     #[inline(always)]
     pub(crate) fn drain(&mut self) -> usize {
         let shared = self.shared();
-        match self.writer().lane.has_ripe(&shared.domain) {
+        match self.lane().has_ripe(&shared.domain) {
             true => self.drain_ripe(),
             false => 0,
         }
@@ -453,9 +458,9 @@ impl<'a> Updating<'a> {
         // A release that panics leaves others undone until the table ends.
         let was_in_step = std::mem::replace(&mut self.in_step, true);
         // SAFETY: the lock is held; writer and pool are apart.
-        let (writer, pool) = unsafe { (&mut *shared.writer.get(), &mut (*shared.store.get()).pool) };
-        let released = writer.lane.drain(&shared.domain, pool, &mut |gone| shared.release(gone));
-        writer.ledger.give_up(writer.lane.emptied(), |pages| shared.unmap(pages));
+        let (writer, Store { lane, pool, .. }) = unsafe { (&mut *shared.writer.get(), &mut *shared.store.get()) };
+        let released = lane.drain(&shared.domain, pool, &mut |gone| shared.release(gone));
+        writer.ledger.give_up(lane.emptied(), |pages| shared.unmap(pages));
         self.in_step = was_in_step;
         released
     }
@@ -521,8 +526,8 @@ impl Shared {
         // SAFETY: the lock is held; lane and pool are apart. No reader is left in what was retired, or in the old
         // state.
         unsafe {
-            let pool = &mut (*self.store.get()).pool;
-            (*self.writer.get()).lane.free_pending(pool, &mut |gone| self.release(gone));
+            let Store { lane, pool, .. } = &mut *self.store.get();
+            lane.free_pending(pool, &mut |gone| self.release(gone));
             self.tell_the_end(PublishedRef::new(old), &mut (*self.writer.get()).ledger);
             free_publication(old, pool);
             if poisoned {
@@ -572,9 +577,9 @@ impl Shared {
         shared().lock.take_over();
         let in_use = !shared().end_waiter();
         // SAFETY: alive, and nobody else's; what is borrowed as mutable is in cells, and apart.
-        let (writer, pool) = unsafe { (&mut *shared().writer.get(), &mut (*shared().store.get()).pool) };
+        let (writer, Store { lane, pool, .. }) = unsafe { (&mut *shared().writer.get(), &mut *shared().store.get()) };
         // SAFETY: all other participants are gone.
-        unsafe { writer.lane.leave(&raw mut (*this.as_ptr()).domain) };
+        unsafe { lane.leave(&raw mut (*this.as_ptr()).domain) };
         if forked && (held || in_use) {
             // Another thread may have been in an update, or waiting, when the process forked. The memory goes,
             // unlooked at.
@@ -585,7 +590,7 @@ impl Shared {
                 shared().release(gone);
             }
         };
-        writer.lane.free_all(&shared().domain, pool, &mut release);
+        lane.free_all(&shared().domain, pool, &mut release);
         let current = shared().current.root();
         if !forked {
             // SAFETY: alive until it is freed below.

@@ -8,7 +8,7 @@ use crate::index::id_table::IdTable;
 use crate::index::node::{Baseline, Entry, Lanes};
 use crate::index::pool::{lines_of, Object, Pool, LINE};
 use crate::index::range_tree::{Cursor, RangeTree};
-use crate::index::{Editor, Head, Stamp};
+use crate::index::{Editor, Head, Nursery, Stamp, NURSERY_ID_LINES, NURSERY_LEAF_LINES};
 use crate::slot::{AsId, Gfn, HostPage, Memslot, Pages, SlotId};
 use std::marker::PhantomData;
 use std::mem::size_of;
@@ -356,7 +356,7 @@ impl Space {
                 self.hva.remove(editor, hva_entry(was, page_shift));
                 self.hva.insert(editor, hva_entry(is, page_shift));
             }
-            self.ids.set(editor, is.id, new.as_ptr().cast());
+            self.ids.replace(editor, is.id, new.as_ptr().cast());
         }
         self.npages = self.npages - was.npages + is.npages;
     }
@@ -369,7 +369,7 @@ impl Space {
         // SAFETY: the caller's promise.
         unsafe {
             self.gfn.set_word(editor, gfn_entry(record));
-            self.ids.set(editor, record.as_ref().slot.id, record.as_ptr().cast());
+            self.ids.replace(editor, record.as_ref().slot.id, record.as_ptr().cast());
         }
     }
 
@@ -404,16 +404,23 @@ impl Space {
         unsafe { self.ids.for_each_word(stop, &mut |word| visit(word.cast())) };
     }
 
-    /// Calls `visit` for every node of every index, children first, passing by the subtrees for which `stop` says so.
+    /// Calls `visit` for every node of every index that has memory of its own, children first, passing by the subtrees
+    /// for which `stop` says so.
     ///
     /// # Safety
     /// The caller has let go of the space; `visit` may free.
     pub(crate) unsafe fn for_each_node(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
+        let mut visit = |node: NonNull<Head>| {
+            // SAFETY: alive until it is visited. What is in the nursery goes with the root.
+            if unsafe { node.as_ref() }.lines > 0 {
+                visit(node);
+            }
+        };
         // SAFETY: the caller's promise.
         unsafe {
-            self.gfn.for_each_node(stop, visit);
-            self.hva.for_each_node(stop, visit);
-            self.ids.for_each_node(stop, visit);
+            self.gfn.for_each_node(stop, &mut visit);
+            self.hva.for_each_node(stop, &mut visit);
+            self.ids.for_each_node(stop, &mut visit);
         }
     }
 }
@@ -439,16 +446,51 @@ impl Published {
         new
     }
 
-    /// A copy of `base`, to be changed and published, in memory that the caller has reserved.
+    /// A copy of `base`, to be changed and published, in memory that the caller has reserved. It has those places of a
+    /// nursery that are in use, and both where the first space is empty.
+    #[inline(always)]
     pub(crate) fn copy_of(editor: &mut Editor, base: PublishedRef) -> NonNull<Published> {
-        let lines = base.head().lines as usize;
+        let (old_lines, bare_lines) = (base.head().lines as usize, Self::lines(base.nr_spaces()));
+        let first = &base.spaces()[0];
+        // SAFETY: the base's nodes are alive.
+        let (has_leaf, has_ids) = unsafe { (first.gfn.is_small(), first.ids.is_small()) };
+        let lines = bare_lines
+            + match (has_leaf || first.count == 0, has_ids) {
+                (true, _) => NURSERY_ID_LINES + NURSERY_LEAF_LINES,
+                (false, true) => NURSERY_ID_LINES,
+                (false, false) => 0,
+            };
         let new = editor.pool.alloc(lines).cast::<Published>();
-        // SAFETY: fresh memory of the base's size, all of which its pointer covers; the stamp is written anew.
+        // SAFETY: fresh memory of no less than what is copied, all of which the base's pointer covers; stamp and size
+        // are written anew, and nobody else has the copy.
         unsafe {
-            new.cast::<u8>().copy_from_nonoverlapping(base.published.cast(), lines * LINE);
+            new.cast::<u8>().copy_from_nonoverlapping(base.published.cast(), lines.min(old_lines) * LINE);
             (*new.as_ptr()).head.stamp = editor.stamp;
+            (*new.as_ptr()).head.lines = lines as u8;
+            let (nursery, space) = (Self::nursery(new), &mut Self::spaces_mut(new)[0]);
+            if let Some(place) = nursery.leaf.filter(|_| has_leaf) {
+                space.gfn.follow(place, editor.stamp);
+            }
+            if let Some(place) = nursery.ids.filter(|_| has_ids) {
+                space.ids.follow(place, editor.stamp);
+            }
         }
         new
+    }
+
+    /// The nursery of the first space, which stands behind the spaces: as much of it as the root has lines for.
+    ///
+    /// # Safety
+    /// The publication is alive.
+    #[inline(always)]
+    pub(crate) unsafe fn nursery(this: NonNull<Published>) -> Nursery {
+        // SAFETY: the caller's promise.
+        let (lines, nr_spaces) = unsafe { ((*this.as_ptr()).head.lines as usize, (*this.as_ptr()).nr_spaces) };
+        let ids_at = Self::lines(nr_spaces);
+        let leaf_at = ids_at + NURSERY_ID_LINES;
+        // SAFETY: within the root's lines.
+        let place = |line: usize| (lines > line).then(|| unsafe { this.cast::<u8>().add(line * LINE) });
+        Nursery { ids: place(ids_at).map(NonNull::cast), leaf: place(leaf_at).map(NonNull::cast) }
     }
 
     /// The spaces of a publication that is being made.
@@ -490,9 +532,10 @@ impl<'a> PublishedRef<'a> {
         unsafe { &(*self.published.as_ptr()).head }
     }
 
-    /// Bytes of its root, with the spaces in it.
-    pub(crate) fn bytes(self) -> usize {
-        self.head().lines as usize * LINE
+    /// Bytes that a copy of its root takes at most.
+    #[inline(always)]
+    pub(crate) fn bytes_to_copy(self) -> usize {
+        (Published::lines(self.nr_spaces()) + NURSERY_ID_LINES + NURSERY_LEAF_LINES) * LINE
     }
 
     /// Its number.
@@ -625,7 +668,7 @@ mod tests {
     fn a_copy_changes_and_the_base_does_not() {
         let mut pool = Pool::new();
         pool.reserve(1 << 20).unwrap();
-        let mut editor = Editor { pool: &mut pool, stamp: Stamp(1), replaced: None };
+        let mut editor = Editor { pool: &mut pool, stamp: Stamp(1), replaced: None, nursery: Nursery::default() };
         let base = Published::create(&mut editor, SPACES);
         // SAFETY: alive, and not changed any more.
         let work = Published::copy_of(&mut editor, unsafe { PublishedRef::new(base) });

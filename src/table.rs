@@ -224,10 +224,10 @@ impl Memslots {
         // The epoch moves one step a call, and a bag is ripe two steps after it was sealed: after three calls without
         // one, a reader is in the way.
         let mut calls = 0;
-        while calls < 3 && lock.writer().lane.has_bags() {
-            lock.writer().lane.advance();
+        while calls < 3 && lock.lane().has_bags() {
+            lock.lane().advance();
             let shared = lock.shared();
-            calls = if lock.writer().lane.has_ripe(&shared.domain) { 0 } else { calls + 1 };
+            calls = if lock.lane().has_ripe(&shared.domain) { 0 } else { calls + 1 };
             released += lock.drain();
         }
         released
@@ -251,7 +251,7 @@ impl Memslots {
             };
             let mut lock = self.shared.update()?;
             lock.drain();
-            if lock.writer().lane.has_emptied(number) {
+            if lock.lane().has_emptied(number) {
                 return Ok(());
             }
         }
@@ -261,7 +261,7 @@ impl Memslots {
     fn seal(&self) -> Result<Option<u64>> {
         let mut lock = self.shared.update()?;
         lock.collect(true);
-        let lane = &mut lock.writer().lane;
+        let lane = lock.lane();
         Ok((!lane.has_pending()).then(|| lane.sealed()))
     }
 
@@ -439,6 +439,45 @@ mod tests {
             }
         }
         all
+    }
+
+    /// How many nodes of the first address space have memory of their own.
+    fn nodes_outside_of_the_root(table: &Memslots) -> usize {
+        let lock = table.shared.update().unwrap();
+        let (space, mut nodes) = (lock.current().space(AsId(0)).unwrap(), 0);
+        // SAFETY: alive under the update lock; nothing is freed.
+        unsafe { space.for_each_node(&|_| false, &mut |_| nodes += 1) };
+        nodes
+    }
+
+    /// The root has a place for 16 slots by gfn and for the ids up to 31. The hva tree is always outside.
+    #[test]
+    fn a_small_space_has_its_first_nodes_in_the_root() {
+        let table = Memslots::new(Config::default()).unwrap();
+        let finds =
+            |id: u32| table.reader().unwrap().lock().find_gfn(AsId(0), Gfn((id as u64) << 8)).map(|slot| slot.id.0);
+        let create = |id: u32| table.set_region(&region(id), null_mut()).unwrap();
+        let delete = |id: u16| table.delete(AsId(0), SlotId(id)).unwrap();
+        for round in 0..2 {
+            (0..16).for_each(create);
+            assert_eq!(nodes_outside_of_the_root(&table), 1, "round {round}");
+            create(16);
+            assert_eq!(nodes_outside_of_the_root(&table), 2, "the leaf has moved out");
+            let mut txn = table.begin().unwrap();
+            (17..40).for_each(|id| txn.set_region(&region(id), null_mut()).unwrap());
+            txn.abort();
+            assert_eq!(nodes_outside_of_the_root(&table), 2);
+            create(32);
+            assert_eq!(nodes_outside_of_the_root(&table), 5, "ids above 31 take a node above two");
+            assert!((0..17).chain([32]).all(|id| finds(id) == Some(id as u16)));
+            (0..17).chain([32]).for_each(delete);
+            assert_eq!((nodes_outside_of_the_root(&table), finds(3)), (0, None));
+        }
+        create(31);
+        create(7);
+        table.move_slot(AsId(0), SlotId(7), Gpa(100 << 20)).unwrap();
+        assert_eq!((finds(100), finds(7), finds(31)), (Some(7), None, Some(31)));
+        assert_eq!(nodes_outside_of_the_root(&table), 1, "what was empty begins in the root again");
     }
 
     fn set_next_stamp(table: &Memslots, stamp: u64) {

@@ -3,36 +3,36 @@
 //!
 //! Knows snapshots and how they are edited; not why, nor hooks or VMs. The one type behind single updates,
 //! transactions, the INVALID view and bulk set-up. It begins as a copy of the root alone; an edit copies the nodes on
-//! its path, and what they replaced is listed here. Dropped, it is as if it had never been: its own nodes and records
-//! are freed, and the base was not written to at any time. Published, it gives the list of what it has replaced to be
-//! retired.
+//! its path, and what they replaced is listed behind what is retired. Dropped, it is as if it had never been: the list
+//! is taken back, its own nodes and records are freed, and the base was not written to at any time. Published, what is
+//! on the list is retired.
 //!
 //! Whatever an edit can allocate is reserved before it: [`WorkingCopy::reserve`] is the one step that can fail.
 
 use crate::epoch::Lane;
-use crate::error::{Errno, Result};
+use crate::error::Result;
 use crate::index::node::Entry;
 use crate::index::pool::{Object, Pool, LINE};
-use crate::index::{object_of, Editor, Head, Stamp, REPLACED_PER_EDIT};
+use crate::index::{object_of, Editor, Head, Nursery, Stamp, REPLACED_PER_EDIT};
 use crate::published::{Current, Numbers};
 use crate::slot::{AsId, Memslot};
 use crate::snapshot::{Published, PublishedRef, Record, Space};
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 
-/// What the edits of one table share: its memory and its stamps.
+/// What the edits of one table share: its memory, its stamps, and where replaced memory goes.
 pub(crate) struct Store {
     pub(crate) pool: Pool,
     /// Never used before. Nodes and records that exist have smaller ones.
     next_stamp: u64,
-    /// What the working copy has replaced so far, but for the base's root and records. Of those that there are at a
-    /// time one lists here what it replaces: see [`WorkingCopy::begin_beside`].
-    replaced: Vec<Object>,
+    /// Where a working copy lists what it has replaced so far, but for the base's root and records. Of those that there
+    /// are at a time one lists: see [`WorkingCopy::begin_beside`].
+    pub(crate) lane: Lane,
 }
 
 impl Store {
-    pub(crate) fn new() -> Store {
-        Store { pool: Pool::new(), next_stamp: 1, replaced: Vec::new() }
+    pub(crate) fn new(lane: Lane) -> Store {
+        Store { pool: Pool::new(), next_stamp: 1, lane }
     }
 
     /// Roots without slots: the first of a table, and its last.
@@ -41,17 +41,8 @@ impl Store {
     /// `ENOMEM`; nothing was made then.
     pub(crate) fn empty_roots<const N: usize>(&mut self, nr_spaces: u32) -> Result<[NonNull<Published>; N]> {
         self.pool.reserve(N * Published::lines(nr_spaces) * LINE)?;
-        let mut editor = Editor { pool: &mut self.pool, stamp: Stamp(0), replaced: None };
+        let mut editor = Editor { pool: &mut self.pool, stamp: Stamp(0), replaced: None, nursery: Nursery::default() };
         Ok(std::array::from_fn(|_| Published::create(&mut editor, nr_spaces)))
-    }
-
-    /// Empties the list of replaced objects.
-    #[inline(always)]
-    fn forget_replaced(&mut self) {
-        self.replaced.clear();
-        if self.replaced.capacity() > ROOM_KEPT {
-            self.replaced.shrink_to(ROOM_KEPT);
-        }
     }
 
     /// Sets the stamp that the next working copy gets.
@@ -60,9 +51,6 @@ impl Store {
         self.next_stamp = stamp;
     }
 }
-
-/// Entries that the list of replaced objects keeps room for between updates.
-const ROOM_KEPT: usize = 1 << 12;
 
 /// See the head of this file.
 pub(crate) struct WorkingCopy {
@@ -177,7 +165,8 @@ impl WorkingCopy {
         // SAFETY: the caller's promise.
         unsafe {
             let bytes = PublishedRef::new(base).space(as_id).map_or(0, Space::bytes_to_edit);
-            (*store.get()).replaced.try_reserve(REPLACED_PER_EDIT).map_err(|_| Errno::ENOMEM)?;
+            // The base's root and a record are retired, too.
+            (*store.get()).lane.reserve(REPLACED_PER_EDIT + 2)?;
             Self::begin_with(store, base, bytes, true)
         }
     }
@@ -195,11 +184,14 @@ impl WorkingCopy {
         let (pointer, store) = unsafe { (NonNull::new_unchecked(store.get()), &mut *store.get()) };
         // SAFETY: the current state is alive under the update lock, and does not change.
         let published = unsafe { PublishedRef::new(base) };
-        debug_assert!(!lists || store.replaced.is_empty(), "another copy lists what it replaces");
-        store.pool.reserve(published.bytes() + bytes)?;
+        store.pool.reserve(published.bytes_to_copy() + bytes)?;
         let stamp = Stamp(store.next_stamp);
         store.next_stamp += 1;
-        let root = Published::copy_of(&mut Editor { pool: &mut store.pool, stamp, replaced: None }, published);
+        let mut editor = Editor { pool: &mut store.pool, stamp, replaced: None, nursery: Nursery::default() };
+        let root = Published::copy_of(&mut editor, published);
+        if lists {
+            store.lane.begin_list();
+        }
         Ok(WorkingCopy {
             store: pointer,
             base,
@@ -260,7 +252,7 @@ impl WorkingCopy {
     /// Room for so many more replaced objects.
     #[inline(always)]
     fn reserve_replaced(&mut self, objects: usize) -> Result<()> {
-        self.store().replaced.try_reserve(objects).map_err(|_| Errno::ENOMEM)
+        self.store().lane.reserve(objects)
     }
 
     /// Changes one address space. Should that panic, nobody knows what the copy is.
@@ -269,8 +261,10 @@ impl WorkingCopy {
         // SAFETY: the store is as the field says. The root is this copy's own until it is published, and nobody looks
         // at it meanwhile.
         let (store, spaces) = unsafe { (self.store.as_mut(), Published::spaces_mut(self.root)) };
-        let replaced = if self.lists { Some(&mut store.replaced) } else { None };
-        let mut editor = Editor { pool: &mut store.pool, stamp: self.stamp, replaced };
+        let replaced = if self.lists { Some(store.lane.list()) } else { None };
+        // SAFETY: the root is alive.
+        let nursery = if as_id == AsId(0) { unsafe { Published::nursery(self.root) } } else { Nursery::default() };
+        let mut editor = Editor { pool: &mut store.pool, stamp: self.stamp, replaced, nursery };
         let half_way = HalfWay(&mut self.broken);
         let result = change(&mut spaces[as_id.0 as usize], &mut editor);
         std::mem::forget(half_way);
@@ -349,7 +343,7 @@ impl WorkingCopy {
         // SAFETY: alive; nothing is freed.
         unsafe { space.for_each_node(&|_| false, &mut |_| nodes += 1) };
         self.reserve_replaced(nodes)?;
-        let replaced = &mut self.store().replaced;
+        let replaced = self.store().lane.list();
         // SAFETY: alive; nothing is freed.
         unsafe { space.for_each_node(&|_| false, &mut |node| replaced.push(object_of(node))) };
         self.edit(as_id, |now, _| *now = Space::empty(space.generation));
@@ -391,19 +385,17 @@ impl WorkingCopy {
     /// Makes the copy the current state, and retires what it has replaced, for which there is room; but for the records
     /// that are not part of it, which are left to the caller.
     #[inline(always)]
-    pub(crate) fn publish(mut self, current: &Current, numbers: &mut Numbers, lane: &mut Lane) {
+    pub(crate) fn publish(mut self, current: &Current, numbers: &mut Numbers) {
         debug_assert!(self.lists);
         self.check_base();
         current.publish(self.root, numbers);
         let base = self.base_object();
-        let store = self.store();
-        // SAFETY: neither the base's root nor what the copy has let go of is current any more. Nothing is listed twice,
-        // nor is there another copy that lists.
+        let lane = &mut self.store().lane;
+        // SAFETY: neither the base's root nor what the copy has let go of is current any more. Nothing is listed twice.
         unsafe {
-            lane.retire_all(&store.replaced);
+            lane.retire_listed();
             lane.retire(base);
         }
-        store.forget_replaced();
         std::mem::forget(self);
     }
 
@@ -431,7 +423,7 @@ impl WorkingCopy {
     /// How many objects it has replaced, but for the base's root and records.
     pub(crate) fn count_replaced(&self) -> usize {
         // SAFETY: see the field.
-        unsafe { self.store.as_ref() }.replaced.len()
+        unsafe { self.store.as_ref() }.lane.listed()
     }
 
     /// Fails where the base is not what it was.
@@ -455,7 +447,7 @@ impl Drop for WorkingCopy {
         // SAFETY: see the field.
         let store = unsafe { &mut *self.store.as_ptr() };
         if self.lists {
-            store.forget_replaced();
+            store.lane.forget_listed();
         }
         if self.broken {
             // After a panic in the middle of a change the copy may be anything: its memory goes with the table.

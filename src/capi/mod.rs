@@ -110,11 +110,13 @@ fn answer<T: Answer>(body: impl FnOnce() -> Result<T>) -> i32 {
 
 /// The same where there is no error value: `otherwise` after a panic. The caller's `errno` stays what it is.
 fn value<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
-    // SAFETY: the calling thread's errno, which is always there.
-    let errno = unsafe { *libc::__errno_location() };
+    // SAFETY: the call only says where the calling thread has its errno.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: there for as long as the thread.
+    let errno = unsafe { *place };
     let value = catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise);
     // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
+    unsafe { *place = errno };
     value
 }
 

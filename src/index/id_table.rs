@@ -6,7 +6,7 @@
 
 use super::node::NODE_LINES_MAX;
 use super::pool::{lines_of, LINE};
-use super::{Editor, Head};
+use super::{Editor, Head, Stamp};
 use crate::slot::SlotId;
 use std::mem::size_of;
 use std::ptr::{null, null_mut, NonNull};
@@ -25,7 +25,7 @@ pub(crate) struct IdNode {
     words: [*mut u8; WIDTH],
 }
 
-const NODE_LINES: usize = lines_of(size_of::<IdNode>());
+pub(super) const NODE_LINES: usize = lines_of(size_of::<IdNode>());
 const _: () = assert!(NODE_LINES <= NODE_LINES_MAX, "what is larger than the trees' nodes is a root");
 
 /// How many words a node has, and which of its children are full.
@@ -51,10 +51,36 @@ pub(crate) struct IdTable {
 impl IdNode {
     fn create(editor: &mut Editor, level: u8) -> NonNull<IdNode> {
         let node = editor.pool.alloc(NODE_LINES).cast::<IdNode>();
-        let head = Head::new(editor.stamp, NODE_LINES, level, WIDTH as u8);
         // SAFETY: fresh memory of that many lines.
-        unsafe { node.write(IdNode { head, full: 0, words: [null_mut(); WIDTH] }) };
+        unsafe { node.write(IdNode::empty(editor.stamp, NODE_LINES, level)) };
         node
+    }
+
+    fn empty(stamp: Stamp, lines: usize, level: u8) -> IdNode {
+        IdNode { head: Head::new(stamp, lines, level, WIDTH as u8), full: 0, words: [null_mut(); WIDTH] }
+    }
+
+    /// The first node of a table that has none: in the nursery, where there is one and the ids are low.
+    fn first(editor: &mut Editor, level: u8) -> NonNull<IdNode> {
+        let Some(place) = editor.nursery.ids.filter(|_| level == 0) else { return IdNode::create(editor, level) };
+        // SAFETY: the nursery is the working copy's own; the place is free, since only a root is there.
+        unsafe { place.write(IdNode::empty(editor.stamp, 0, level)) };
+        place
+    }
+
+    /// A copy with memory of its own, that this update owns.
+    ///
+    /// # Safety
+    /// `node` is alive.
+    unsafe fn copy_of(node: NonNull<IdNode>, editor: &mut Editor) -> NonNull<IdNode> {
+        let copy = editor.pool.alloc(NODE_LINES).cast::<IdNode>();
+        // SAFETY: fresh memory of a node's size; stamp and size are written anew.
+        unsafe {
+            copy.copy_from_nonoverlapping(node, 1);
+            (*copy.as_ptr()).head.stamp = editor.stamp;
+            (*copy.as_ptr()).head.lines = NODE_LINES as u8;
+        }
+        copy
     }
 
     fn child(&self, index: usize) -> Option<NonNull<IdNode>> {
@@ -81,22 +107,27 @@ impl IdNode {
     ///
     /// # Safety
     /// `node` is part of the editor's working copy, and the caller puts the result in its place.
+    #[inline(always)]
     unsafe fn owned(node: NonNull<IdNode>, editor: &mut Editor) -> NonNull<IdNode> {
         // SAFETY: part of the working copy, so alive.
         let old = unsafe { node.as_ref() };
         old.head.check();
-        if editor.owns(&old.head) {
-            return node;
+        match editor.owns(&old.head) {
+            true => node,
+            // SAFETY: as above.
+            false => unsafe { IdNode::copied(node, editor) },
         }
-        let copy = editor.pool.alloc(NODE_LINES).cast::<IdNode>();
-        // SAFETY: fresh memory of a node's size; the stamp is written anew.
+    }
+
+    /// # Safety
+    /// As `owned`.
+    unsafe fn copied(node: NonNull<IdNode>, editor: &mut Editor) -> NonNull<IdNode> {
+        // SAFETY: alive; the copy takes its place.
         unsafe {
-            copy.copy_from_nonoverlapping(node, 1);
-            (*copy.as_ptr()).head.stamp = editor.stamp;
+            let copy = IdNode::copy_of(node, editor);
+            editor.drop_object(node.cast());
+            copy
         }
-        // SAFETY: the copy takes its place.
-        unsafe { editor.drop_object(node.cast()) };
-        copy
     }
 }
 
@@ -114,6 +145,27 @@ impl IdTable {
 
     fn root(&self) -> Option<NonNull<IdNode>> {
         NonNull::new(self.root.cast_mut())
+    }
+
+    /// Whether the root is in a nursery.
+    ///
+    /// # Safety
+    /// The table's nodes are alive.
+    #[inline(always)]
+    pub(crate) unsafe fn is_small(&self) -> bool {
+        // SAFETY: null or alive.
+        unsafe { self.root.as_ref() }.is_some_and(|root| root.head.lines == 0)
+    }
+
+    /// After the table's root in a nursery was copied to `place`: leads there.
+    ///
+    /// # Safety
+    /// The copy is the update's alone.
+    #[inline(always)]
+    pub(crate) unsafe fn follow(&mut self, place: NonNull<IdNode>, stamp: Stamp) {
+        // SAFETY: the caller's promise.
+        unsafe { (*place.as_ptr()).head.stamp = stamp };
+        self.root = place.as_ptr();
     }
 
     /// The word of an id, or null.
@@ -171,13 +223,45 @@ impl IdTable {
     pub(crate) unsafe fn set(&mut self, editor: &mut Editor, id: SlotId, word: *mut u8) {
         debug_assert!(!word.is_null());
         let level = id.0.checked_ilog2().unwrap_or(0) / BITS;
-        let mut root = self.root().unwrap_or_else(|| IdNode::create(editor, level as u8));
+        let mut root = self.root().unwrap_or_else(|| IdNode::first(editor, level as u8));
         // SAFETY: the root is part of the working copy.
         while id.0 as usize >> (unsafe { root.as_ref() }.head.level as u32 * BITS) >= WIDTH {
             root = grown(editor, root);
         }
         // SAFETY: as above.
         self.root = unsafe { set_below(editor, root, id, word) }.0.as_ptr();
+    }
+
+    /// Gives an id another word. It has one.
+    ///
+    /// # Safety
+    /// As `set`.
+    pub(crate) unsafe fn replace(&mut self, editor: &mut Editor, id: SlotId, word: *mut u8) {
+        debug_assert!(!word.is_null());
+        let mut node = self.root().expect("the id is there");
+        let mut place: *mut *mut u8 = (&raw mut self.root).cast();
+        loop {
+            // From the node as it was: see IdNode::census().
+            // SAFETY: part of the working copy, so alive.
+            let (level, index, was) = unsafe {
+                let at = node.as_ref();
+                let index = index_of(id, at.head.level);
+                (at.head.level, index, at.words[index])
+            };
+            debug_assert!(!was.is_null(), "the id is there");
+            // SAFETY: the node is part of the working copy, and what is owned takes its place, which is the table's or
+            // in the node above, which is owned by this update and so nobody else's.
+            unsafe {
+                let owned = IdNode::owned(node, editor);
+                place.write(owned.as_ptr().cast());
+                place = &raw mut (*owned.as_ptr()).words[index];
+                if level == 0 {
+                    return place.write(word);
+                }
+                // Words above level 0 are nodes.
+                node = NonNull::new_unchecked(was.cast());
+            }
+        }
     }
 
     /// Takes an id's word away. It has one.
@@ -244,8 +328,14 @@ unsafe fn walk_words(node: NonNull<IdNode>, stop: &dyn Fn(&Head) -> bool, visit:
 }
 
 /// A root above `root`, with room for 32 times as many ids.
-fn grown(editor: &mut Editor, root: NonNull<IdNode>) -> NonNull<IdNode> {
+fn grown(editor: &mut Editor, mut root: NonNull<IdNode>) -> NonNull<IdNode> {
     // SAFETY: part of the working copy, so alive.
+    if unsafe { root.as_ref() }.head.lines == 0 {
+        // Only a root may be in the nursery.
+        // SAFETY: as above.
+        root = unsafe { IdNode::copy_of(root, editor) };
+    }
+    // SAFETY: as above.
     let below = unsafe { root.as_ref() };
     let mut above = IdNode::create(editor, below.head.level + 1);
     // SAFETY: fresh, and nobody else's.

@@ -10,6 +10,8 @@ pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod range_tree;
 
+use id_table::IdNode;
+use node::Node;
 use pool::{Object, Pool};
 use std::ptr::NonNull;
 
@@ -30,7 +32,26 @@ pub(crate) struct Editor<'a> {
     /// Where replaced nodes are listed; there is room for `REPLACED_PER_EDIT` of them. None: they stay in use
     /// elsewhere.
     pub(crate) replaced: Option<&'a mut Vec<Object>>,
+    /// Where the first nodes go.
+    pub(crate) nursery: Nursery,
 }
+
+/// The places of an address space's first nodes: one of ids, and one leaf of guest frames. They are part of the root,
+/// so that one allocation and one copy serve for most of what a small space has. A node in here has no memory of its
+/// own, and its head says so with 0 lines. It is the root of its index; when it outgrows its place it moves out, and
+/// only an index that was empty comes in again.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Nursery {
+    pub(crate) ids: Option<NonNull<IdNode>>,
+    pub(crate) leaf: Option<NonNull<Node>>,
+}
+
+/// Entries that the leaf in a nursery has room for.
+pub(crate) const NURSERY_CAP: usize = 16;
+
+/// Lines of a nursery's places.
+pub(crate) const NURSERY_LEAF_LINES: usize = node::node_lines(NURSERY_CAP);
+pub(crate) const NURSERY_ID_LINES: usize = id_table::NODE_LINES;
 
 /// What tree nodes, id nodes and roots start with.
 #[repr(C)]
@@ -87,12 +108,15 @@ impl Editor<'_> {
             head.as_ref().check();
             (self.owns(head.as_ref()), object_of(head))
         };
-        if owned {
+        if !owned {
+            debug_assert!(object.lines > 0, "a nursery is copied with its root");
+            if let Some(replaced) = &mut self.replaced {
+                debug_assert!(replaced.len() < replaced.capacity(), "room was reserved");
+                replaced.push(object);
+            }
+        } else if object.lines > 0 {
             // SAFETY: never published, and given up by the caller.
             unsafe { self.pool.free(object) };
-        } else if let Some(replaced) = &mut self.replaced {
-            debug_assert!(replaced.len() < replaced.capacity(), "room was reserved");
-            replaced.push(object);
         }
     }
 }

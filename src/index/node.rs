@@ -30,7 +30,7 @@
 //! updates search with the baseline.
 
 use super::pool::{lines_of, LINE};
-use super::{Editor, Head};
+use super::{Editor, Head, Stamp, NURSERY_CAP};
 use std::marker::PhantomData;
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
@@ -108,6 +108,12 @@ pub(crate) const fn node_lines(cap: usize) -> usize {
     lines_of(size_of::<Node>() + cap * (size_of::<Page>() + size_of::<Pair>()))
 }
 
+/// Lines of a node that is made for so many entries.
+#[inline(always)]
+pub(crate) fn node_lines_for(len: usize) -> usize {
+    node_lines(cap_for(len))
+}
+
 /// Room for at least `len` entries, in whole blocks, and no less than two: so there is memory behind `last` for four.
 fn cap_for(len: usize) -> usize {
     len.next_multiple_of(BLOCK).clamp(2 * BLOCK, MAX_ENTRIES)
@@ -123,12 +129,28 @@ impl Node {
         let lines = node_lines(cap);
         let node = editor.pool.alloc(lines).cast::<Node>();
         // SAFETY: fresh memory, aligned to a line, with room for the header and cap entries.
+        unsafe { Node::write_empty(node, Head::new(editor.stamp, lines, level, cap as u8)) };
+        node
+    }
+
+    /// An empty leaf in the nursery.
+    ///
+    /// # Safety
+    /// `place` is one for a leaf, and not in use.
+    pub(crate) unsafe fn create_in(place: NonNull<Node>, editor: &Editor) {
+        // SAFETY: the caller's promise: aligned to a line, with room for the header and that many entries.
+        unsafe { Node::write_empty(place, Head::new(editor.stamp, 0, 0, NURSERY_CAP as u8)) };
+    }
+
+    /// # Safety
+    /// The memory is nobody else's, with room for as many entries as the head says.
+    unsafe fn write_empty(node: NonNull<Node>, head: Head) {
+        let cap = head.cap as usize;
+        // SAFETY: the caller's promise; a node of two blocks has memory for four blocks of last pages.
         unsafe {
-            let head = Head::new(editor.stamp, lines, level, cap as u8);
             node.write(Node { head, maxima: [Page::ABOVE_ALL; MAXIMA] });
             node.add(1).cast::<Page>().as_ptr().write_bytes(0, cap.next_multiple_of(4 * BLOCK));
         }
-        node
     }
 
     /// A node of these entries, which are in order and no more than `MAX_ENTRIES`.
@@ -147,17 +169,38 @@ impl Node {
     ///
     /// # Safety
     /// `node` is part of the editor's working copy.
+    #[inline(always)]
     pub(crate) unsafe fn owned(node: NonNull<Node>, editor: &mut Editor, room_for: usize) -> NonNull<Node> {
         // SAFETY: part of the working copy, so alive.
         let old = unsafe { NodeRef::new(node) };
         old.head().check();
-        if editor.owns(old.head()) && old.cap() >= room_for {
-            return node;
+        match editor.owns(old.head()) && old.cap() >= room_for {
+            true => node,
+            // SAFETY: as above.
+            false => unsafe { Node::copied(node, editor, room_for) },
         }
+    }
+
+    /// # Safety
+    /// As `owned`.
+    #[inline(never)]
+    unsafe fn copied(node: NonNull<Node>, editor: &mut Editor, room_for: usize) -> NonNull<Node> {
+        // SAFETY: part of the working copy, so alive.
+        let old = unsafe { NodeRef::new(node) };
         let copy = Node::copy_of(old, editor, room_for.max(old.len()));
         // SAFETY: the caller puts the copy in the old one's place.
         unsafe { editor.drop_object(node.cast()) };
         copy
+    }
+
+    /// Gives a node that was copied with a root the stamp of the update that the copy is of.
+    ///
+    /// # Safety
+    /// The node is that update's alone.
+    #[inline(always)]
+    pub(crate) unsafe fn set_stamp(node: NonNull<Node>, stamp: Stamp) {
+        // SAFETY: the caller's promise.
+        unsafe { (*node.as_ptr()).head.stamp = stamp };
     }
 
     fn copy_of(old: NodeRef, editor: &mut Editor, room_for: usize) -> NonNull<Node> {
@@ -168,6 +211,7 @@ impl Node {
             return copy;
         }
         let lines = old.head().lines as usize;
+        debug_assert!(lines > 0, "a nursery is copied with its root");
         let copy = editor.pool.alloc(lines).cast::<Node>();
         // SAFETY: fresh memory of the old node's size, all of which the handle's pointer covers; the stamp is written
         // anew.
@@ -223,7 +267,7 @@ impl<'a> NodeRef<'a> {
     }
 
     #[inline(always)]
-    fn cap(self) -> usize {
+    pub(crate) fn cap(self) -> usize {
         self.head().cap as usize
     }
 
@@ -815,7 +859,7 @@ mod lanes {
 mod tests {
     use super::*;
     use crate::index::pool::Pool;
-    use crate::index::{object_of, Stamp};
+    use crate::index::{object_of, Nursery, Stamp};
 
     /// Asks for every page, in a kind of processor's way, and compares with a plain search.
     ///
@@ -835,7 +879,7 @@ mod tests {
         // Under Miri, a few lengths of the whole range of blocks will do.
         for len in (1..=MAX_ENTRIES).step_by(if cfg!(miri) { 11 } else { 1 }) {
             pool.reserve(node_lines(MAX_ENTRIES) * LINE).unwrap();
-            let mut editor = Editor { pool: &mut pool, stamp: Stamp(1), replaced: None };
+            let mut editor = Editor { pool: &mut pool, stamp: Stamp(1), replaced: None, nursery: Nursery::default() };
             let node = Node::create(&mut editor, 0, len);
             // SAFETY: fresh, and nobody else's.
             let mut at = unsafe { NodeMut::new(node) };

@@ -17,7 +17,7 @@ use std::ptr::{null_mut, NonNull};
 pub(crate) const LINE: usize = 64;
 
 /// The largest object, in lines: a root with every address space that a table can have.
-pub(crate) const MAX_LINES: usize = 80;
+pub(crate) const MAX_LINES: usize = 88;
 
 /// What is left of a chunk is kept in pieces of this size: a large node's, so that they are asked for.
 const SHELF_LINES: usize = 22;

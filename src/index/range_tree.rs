@@ -9,11 +9,11 @@
 //! beats a tree up to there. A node other than those at the tree's right edge is at least a quarter full. Nodes split
 //! in halves, except at the right edge, where the left one stays full: ascending insertion leaves full nodes.
 
-use super::node::{node_lines, Entry, Lanes, Node, NodeMut, NodeRef, Page, Pair, LEAF_MAX, MAX_ENTRIES};
+use super::node::{
+    node_lines, node_lines_for, Entry, Lanes, Node, NodeMut, NodeRef, Page, Pair, LEAF_MAX, MAX_ENTRIES,
+};
 use super::pool::LINE;
-#[cfg(debug_assertions)]
-use super::Stamp;
-use super::{Editor, Head};
+use super::{Editor, Head, Stamp};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
@@ -36,6 +36,14 @@ pub(crate) struct RangeTree<const MULTI: bool> {
 struct Key {
     start: u64,
     tie: usize,
+}
+
+/// A node on the way to an entry, owned by the update, and which of its entries leads there, as it was.
+struct OnTheWay {
+    owned: NonNull<Node>,
+    is_leaf: bool,
+    index: usize,
+    was: Entry,
 }
 
 fn max_len(level: u8) -> usize {
@@ -73,20 +81,16 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         self.root.map(|root| unsafe { NodeRef::new(root) })
     }
 
-    fn levels(&self) -> usize {
-        self.root().map_or(0, |root| root.level() as usize + 1)
-    }
-
     /// Bytes that `edits` changes of one entry each can allocate at most.
     pub(crate) fn bytes_to_edit(&self, edits: usize) -> usize {
-        let root_len = self.root().map_or(0, NodeRef::len);
-        let node = match self.levels() {
-            0 | 1 => node_lines((root_len + edits).next_multiple_of(8).clamp(16, MAX_ENTRIES)),
+        let (levels, cap) = self.root().map_or((0, 0), |root| (root.level() as usize + 1, root.cap()));
+        let node = match levels {
+            0 | 1 => node_lines_for(cap + edits),
             _ => node_lines(MAX_ENTRIES),
         };
         // On each level a node is copied, may be copied again with more room, and a neighbour is made or copied; then
         // there may be a new root.
-        edits * (3 * self.levels() + 2) * node * LINE
+        edits * (3 * levels + 2) * node * LINE
     }
 
     /// Bytes that `build` allocates at most.
@@ -94,7 +98,7 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         let (mut level, mut lines) = (0, 0);
         while len > 0 {
             let (nodes, node_len) = built(level, len);
-            lines += nodes * node_lines(node_len.next_multiple_of(8).clamp(16, MAX_ENTRIES));
+            lines += nodes * node_lines_for(node_len);
             len = if nodes > 1 { nodes } else { 0 };
             level += 1;
         }
@@ -154,7 +158,7 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     pub(crate) unsafe fn insert(&mut self, editor: &mut Editor, entry: Entry) {
         self.end = self.end.max(entry.last + 1);
         let Some(root) = self.root else {
-            let root = Node::create(editor, 0, 1);
+            let root = Self::first_leaf(editor);
             // SAFETY: fresh, and nobody else's.
             unsafe { NodeMut::new(root) }.insert(0, entry);
             self.root = Some(root);
@@ -166,6 +170,34 @@ impl<const MULTI: bool> RangeTree<MULTI> {
             None => left,
             Some(right) => new_root(editor, left, right),
         });
+    }
+
+    /// An empty leaf for a tree that has none: in the nursery, where there is one.
+    fn first_leaf(editor: &mut Editor) -> NonNull<Node> {
+        let Some(place) = editor.nursery.leaf.filter(|_| !MULTI) else { return Node::create(editor, 0, 1) };
+        // SAFETY: the nursery is the working copy's own; the place is free, since only this tree's root is there.
+        unsafe { Node::create_in(place, editor) };
+        place
+    }
+
+    /// Whether the root is in a nursery.
+    ///
+    /// # Safety
+    /// The tree's nodes are alive.
+    #[inline(always)]
+    pub(crate) unsafe fn is_small(&self) -> bool {
+        self.root().is_some_and(|root| root.head().lines == 0)
+    }
+
+    /// After the tree's root in a nursery was copied to `place`: leads there.
+    ///
+    /// # Safety
+    /// The copy is the update's alone.
+    #[inline(always)]
+    pub(crate) unsafe fn follow(&mut self, place: NonNull<Node>, stamp: Stamp) {
+        // SAFETY: the caller's promise.
+        unsafe { Node::set_stamp(place, stamp) };
+        self.root = Some(place);
     }
 
     /// Inserts below `node` and gives what stands in its place: itself or its copy, and a new right neighbour where
@@ -276,9 +308,8 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         // SAFETY: part of the working copy, so alive, and not changed before its place is taken.
         let old = unsafe { NodeRef::new(node) };
         let (len, level) = (old.len(), old.level());
-        // SAFETY: as above.
-        let index = unsafe { Self::position(old, Self::key(entry)) };
-        let index = if level == 0 { index } else { index.checked_sub(1).expect("the entry is there") };
+        // SAFETY: the entry is there.
+        let index = unsafe { Self::index_of(old, entry) };
         // From the old node: a load from what was stored a moment ago would wait for the stores.
         let was = old.entry(index);
         // SAFETY: as above; the caller puts the result in the node's place.
@@ -317,31 +348,54 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         debug_assert!(!MULTI, "where ranges may overlap, the word is the tie");
         let root = self.root.expect("the entry is there");
         // SAFETY: the working copy's root is alive.
-        self.root = Some(unsafe { Self::set_word_below(editor, root, entry) });
+        let mut at = unsafe { Self::own(editor, root, entry) };
+        self.root = Some(at.owned);
+        while !at.is_leaf {
+            // SAFETY: a child is part of the working copy, and the word of an inner node's entry.
+            let below = unsafe { Self::own(editor, at.was.child(), entry) };
+            // SAFETY: owned by this update, so nobody else's.
+            unsafe { NodeMut::new(at.owned) }.set_word(at.index, below.owned.as_ptr().cast());
+            at = below;
+        }
+        debug_assert_eq!(at.was.start, entry.start, "the entry is there");
+        // SAFETY: as above.
+        unsafe { NodeMut::new(at.owned) }.set_word(at.index, entry.word);
     }
 
+    /// Makes a node on the way to an entry this update's own.
+    ///
     /// # Safety
-    /// As `insert`; `node` is part of the working copy.
-    unsafe fn set_word_below(editor: &mut Editor, node: NonNull<Node>, entry: Entry) -> NonNull<Node> {
+    /// As `insert`; `node` is part of the working copy, and the caller puts what is owned in its place.
+    #[inline(always)]
+    unsafe fn own(editor: &mut Editor, node: NonNull<Node>, entry: Entry) -> OnTheWay {
         // SAFETY: part of the working copy, so alive, and not changed before its place is taken.
         let old = unsafe { NodeRef::new(node) };
-        // SAFETY: as above.
-        let position = unsafe { Self::position(old, Self::key(entry)) };
         let is_leaf = old.is_leaf();
-        let index = if is_leaf { position } else { position - 1 };
+        // SAFETY: the entry is there.
+        let index = unsafe { Self::index_of(old, entry) };
         // From the old node, as the search: a load from what was stored a moment ago would wait for the stores.
         let was = old.entry(index);
-        debug_assert!(!is_leaf || was.start == entry.start, "the entry is there");
-        // SAFETY: as above; the caller puts the result in its place.
-        let owned = unsafe { Node::owned(node, editor, old.len()) };
-        let word = match is_leaf {
-            true => entry.word,
-            // SAFETY: a child is part of the working copy, and the word of an inner node's entry.
-            false => unsafe { Self::set_word_below(editor, was.child(), entry) }.as_ptr().cast(),
-        };
-        // SAFETY: owned by this update, so nobody else's.
-        unsafe { NodeMut::new(owned) }.set_word(index, word);
-        owned
+        // SAFETY: the caller's promise.
+        OnTheWay { owned: unsafe { Node::owned(node, editor, old.len()) }, is_leaf, index, was }
+    }
+
+    /// Which entry of a node is one that is there, or leads to it.
+    ///
+    /// # Safety
+    /// The entry is there; the nodes below `node` are alive.
+    #[inline(always)]
+    unsafe fn index_of(node: NodeRef, entry: Entry) -> usize {
+        if !MULTI {
+            // SAFETY: the entry itself reaches its start, and where ranges do not overlap it is the first that does.
+            return unsafe { node.index_reaching(Page::new(entry.start)) };
+        }
+        // SAFETY: the caller's promise.
+        let position = unsafe { Self::position(node, Self::key(entry)) };
+        if node.is_leaf() {
+            position
+        } else {
+            position - 1
+        }
     }
 
     /// In a leaf: how many entries come before the key. In an inner node: how many children start at or before it.
@@ -709,7 +763,7 @@ mod tests {
     use crate::index::node::Baseline;
     use crate::index::pool::Object;
     use crate::index::pool::Pool;
-    use crate::index::{object_of, Stamp, REPLACED_PER_EDIT};
+    use crate::index::{object_of, Nursery, Stamp, REPLACED_PER_EDIT};
     use std::collections::BTreeSet;
     use std::ptr::without_provenance_mut;
 
@@ -737,8 +791,12 @@ mod tests {
             self.stamp += self.stamp_step;
             self.changes += 1;
             self.pool.reserve(self.tree.bytes_to_edit(1)).unwrap();
-            let mut editor =
-                Editor { pool: &mut self.pool, stamp: Stamp(self.stamp), replaced: Some(&mut self.replaced) };
+            let mut editor = Editor {
+                pool: &mut self.pool,
+                stamp: Stamp(self.stamp),
+                replaced: Some(&mut self.replaced),
+                nursery: Nursery::default(),
+            };
             change(&mut self.tree, &mut editor);
             // Miri takes long over all of a large tree, and has a look now and then.
             if !cfg!(miri) || self.changes.is_multiple_of(61) {
@@ -894,7 +952,8 @@ mod tests {
                 .map(|i| entry(i / 2 * 10, if i % 9 == 0 { 300 } else { 10 }, i as usize))
                 .collect();
             let kept = entries.clone();
-            let mut editor = Editor { pool: &mut bench.pool, stamp: Stamp(0), replaced: None };
+            let mut editor =
+                Editor { pool: &mut bench.pool, stamp: Stamp(0), replaced: None, nursery: Nursery::default() };
             // SAFETY: reserved.
             bench.tree = unsafe { RangeTree::build(&mut editor, &mut entries) }.unwrap();
             bench.assert_sound();
@@ -910,7 +969,7 @@ mod tests {
     fn what_overlaps_is_not_built() {
         let mut pool = Pool::new();
         pool.reserve(RangeTree::<false>::bytes_to_build(3)).unwrap();
-        let mut editor = Editor { pool: &mut pool, stamp: Stamp(0), replaced: None };
+        let mut editor = Editor { pool: &mut pool, stamp: Stamp(0), replaced: None, nursery: Nursery::default() };
         let mut entries = [entry(20, 5, 0), entry(10, 5, 0), entry(14, 1, 0)];
         // SAFETY: reserved.
         assert!(unsafe { RangeTree::<false>::build(&mut editor, &mut entries) }.is_none());

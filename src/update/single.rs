@@ -7,7 +7,6 @@
 use super::staging::Staging;
 use crate::change::{Decision, Rules};
 use crate::error::Result;
-use crate::index::REPLACED_PER_EDIT;
 use crate::shared::{Shared, Updating};
 use crate::slot::Region;
 use crate::snapshot::Record;
@@ -54,14 +53,13 @@ fn commit_one(lock: &mut Updating, decision: Decision) -> Result<()> {
 fn publish_one(lock: &mut Updating, decision: Decision) -> Result<()> {
     let Some(as_id) = decision.as_id() else { return Ok(()) };
     let mut copy = lock.begin_copy_for(as_id)?;
-    lock.writer().lane.reserve(REPLACED_PER_EDIT + 2)?;
     lock.in_step = true;
     let gone = edit(&mut copy, decision, lock.shared().limits.page_shift);
     copy.add_to_generation(as_id, lock.shared().limits.nr_address_spaces as u64);
     lock.publish(copy);
     if let Some(record) = gone {
         // SAFETY: not current any more, and retired once; there is room. Without hooks there is no release.
-        unsafe { lock.writer().lane.retire(Record::object(record)) };
+        unsafe { lock.lane().retire(Record::object(record)) };
     }
     lock.in_step = false;
     lock.settle(false);
