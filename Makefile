@@ -66,8 +66,9 @@ check-header: $(CBINDGEN)
 
 test: test-rust test-oracle test-c ## All tests that need gcc, make and cargo alone; what is skipped is named
 
-test-rust: # Unit and property tests of the library, and the tests of the benchmarks
+test-rust: # Unit and property tests of the library, its models, and the tests of the benchmarks
 	$(CARGO) test --locked -p memslots
+	$(CARGO) test --locked -p memslots-models
 	$(CARGO) test --locked -p memslots-bench
 
 test-oracle: # The library against a naive model and a real VM
@@ -88,7 +89,7 @@ check-format:
 check-lint:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p memslots-oracle --all-targets -- -D warnings
-	$(CARGO) clippy --locked -p memslots-bench --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p memslots-bench -p memslots-models --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps -p memslots
 
 check-installed: ## The C tests against what was installed into a prefix, plain and under valgrind

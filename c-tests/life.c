@@ -14,6 +14,7 @@ static void defaults_are_those_of_kvm(void)
     CHECK_EQ(config.nr_address_spaces, 1);
     CHECK_EQ(config.max_slots, 32764);
     CHECK_EQ(config.sync, 0);
+    CHECK_EQ(config.no_membarrier, 0);
     CHECK_EQ(config.max_garbage, 0);
     CHECK_EQ(config.gpa_bits, 52);
     CHECK(config.ops == NULL);
@@ -173,6 +174,9 @@ static void nonsense_configurations_are_refused(void)
     refused(config);
     config = default_config();
     config.supported_flags |= MEMSLOTS_INVALID;
+    refused(config);
+    config = default_config();
+    config.no_membarrier = 2;
     refused(config);
 }
 

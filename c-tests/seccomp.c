@@ -355,7 +355,24 @@ static void sections_and_lookups(void)
 
 static void of_sections_and_lookups(void)
 {
-    check_group(&(struct group){prepare_lookups, sections_and_lookups, ROW(NONE), true});
+    check_group(&(struct group){prepare_lookups, sections_and_lookups, ROW(NONE), false});
+}
+
+static void prepare_lookups_without_membarrier(void)
+{
+    struct memslots_config config = default_config();
+
+    config.no_membarrier = 1;
+    ms = new_table_with(&config);
+    fill(ms);
+    reader = new_reader(ms);
+    start(churn, NULL);
+}
+
+static void of_sections_without_membarrier(void)
+{
+    check_group(
+        &(struct group){prepare_lookups_without_membarrier, sections_and_lookups, ROW(NONE), true});
 }
 
 // ---- what calls nothing ----
@@ -435,7 +452,7 @@ static void prepare_heaps(void)
 
 static void of_new_tables(void)
 {
-    check_group(&(struct group){prepare_heaps, new_tables, ROW(SYS_getpid), true});
+    check_group(&(struct group){prepare_heaps, new_tables, ROW(SYS_getpid, SYS_membarrier), true});
 }
 
 enum { MANY = 10000 };
@@ -600,7 +617,7 @@ static void prepare_updates(void)
     start_crowd();
 }
 
-#define UPDATE_ROW SYS_futex, SYS_sched_yield, SYS_clock_nanosleep
+#define UPDATE_ROW SYS_futex, SYS_membarrier, SYS_sched_yield, SYS_clock_nanosleep
 
 static const int update_row[] = {UPDATE_ROW, NONE};
 
@@ -786,7 +803,7 @@ static void ends(void)
         memslots_free(tables[i]);
 }
 
-#define END_ROW SYS_getpid, SYS_futex, SYS_sched_yield, SYS_clock_nanosleep
+#define END_ROW SYS_getpid, SYS_futex, SYS_membarrier, SYS_sched_yield, SYS_clock_nanosleep
 
 static void of_ends(void)
 {
@@ -869,6 +886,7 @@ int main(void)
         return test_result();
     }
     RUN(of_sections_and_lookups);
+    RUN(of_sections_without_membarrier);
     RUN(of_what_is_known);
     RUN(of_statistics);
     RUN(of_new_tables);

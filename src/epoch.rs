@@ -6,19 +6,22 @@
 //!
 //! **Retiring.** What a publication replaced is listed in a *bag* under the update lock; what is listed is not written
 //! to, since readers may still be on it. When enough has come together the bag is sealed: it gets the next number and
-//! goes to the collector. When every read-side section that was open then has ended, some thread that happens to
-//! advance the epoch, a reader included, pushes the bag on `ripe`: two instructions and no lock. Only the holder of the
-//! update lock takes bags from there and empties them, in the order of their numbers: so whoever waits for one knows
-//! when it is done.
+//! goes to the collector. When every read-side section that was open then has ended, some thread that advances the
+//! epoch pushes the bag on `ripe`: two instructions and no lock. Only the holder of the update lock takes bags from
+//! there and empties them, in the order of their numbers: so whoever waits for one knows when it is done.
+//!
+//! **Pinning.** A reader's pin stays between sections (`pin.rs`), so that readers neither fence nor collect.
 
 use crate::error::{Errno, Result};
 use crate::index::pool::{Object, Pool, LINE};
+use crate::pin::{KeptPin, Pin};
 use crate::slot::Memslot;
 use crate::snapshot::Record;
-use crossbeam_epoch::{Collector, LocalHandle};
+use crate::sync;
+use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use std::collections::VecDeque;
 use std::ptr::{null_mut, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Bytes that come together before a bag goes to the collector: large enough to be rare, small enough to stay in cache.
@@ -91,6 +94,72 @@ pub(crate) struct Domain {
     collector: Option<Collector>,
     /// Bags that nobody can see into any more: all that the collector's functions look at.
     ripe: AtomicPtr<Bag>,
+    /// Whether readers keep their pins between sections: see `pin.rs`.
+    keeps_pins: bool,
+    turn: Turn,
+}
+
+/// Counts what may have moved the epoch: a reader whose pin is of this turn need not look further. On a line of its
+/// own, which all readers load and few updates store to.
+#[repr(align(128))]
+struct Turn(AtomicU64);
+
+/// A participant in the epochs, and its pin.
+pub(crate) struct Participant {
+    /// Dropped before the handle, which it is of.
+    guard: Option<Guard>,
+    handle: LocalHandle,
+    /// How often the handle was pinned.
+    pins: u32,
+    /// The turn that the pin is of.
+    turn: u64,
+    /// Outlives its participants.
+    domain: NonNull<Domain>,
+}
+
+/// A handle that was pinned as often is replaced when an updater is at it: crossbeam collects on every 128th pin of a
+/// handle, and a reader must not.
+const MANY_PINS: u32 = 100;
+
+// SAFETY: handle and guard have no tie to a thread (they use no thread-local storage); `pin.rs` sees to it that one
+// thread is at them at a time.
+unsafe impl Send for Participant {}
+
+impl Pin for Participant {
+    #[inline(always)]
+    fn renew(&mut self) {
+        // SAFETY: the domain outlives its participants.
+        let turn = unsafe { self.domain.as_ref() }.turn.0.load(Ordering::Relaxed);
+        if self.turn != turn || self.guard.is_none() {
+            self.renew_in(turn);
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.guard = None;
+    }
+
+    fn prepare(&mut self) {
+        if self.pins >= MANY_PINS {
+            // SAFETY: as above.
+            *self = unsafe { self.domain.as_ref() }.participate();
+        }
+    }
+}
+
+impl Participant {
+    #[inline(never)]
+    fn renew_in(&mut self, turn: u64) {
+        self.turn = turn;
+        match &mut self.guard {
+            // Takes no fence, and never collects.
+            Some(guard) => guard.repin(),
+            None => {
+                self.pins += 1;
+                self.guard = Some(self.handle.pin());
+            }
+        }
+    }
 }
 
 /// A bag on its way through the collector.
@@ -135,8 +204,39 @@ impl Backoff {
 }
 
 impl Domain {
-    pub(crate) fn new() -> Self {
-        Domain { collector: Some(Collector::new()), ripe: AtomicPtr::new(null_mut()) }
+    /// `keep_pins` where the kernel has what that takes.
+    pub(crate) fn new(keep_pins: bool) -> Self {
+        let keeps_pins = keep_pins && sync::register_heavy_fence();
+        let turn = Turn(AtomicU64::new(0));
+        Domain { collector: Some(Collector::new()), ripe: AtomicPtr::new(null_mut()), keeps_pins, turn }
+    }
+
+    /// Whether readers keep their pins between sections.
+    pub(crate) fn keeps_pins(&self) -> bool {
+        self.keeps_pins
+    }
+
+    /// A participant that is not pinned.
+    fn participate(&self) -> Participant {
+        let handle = self.register();
+        // A handle's first pin collects.
+        drop(handle.pin());
+        Participant { guard: None, handle, pins: 1, turn: 0, domain: NonNull::from(self) }
+    }
+
+    /// A reader's pin.
+    pub(crate) fn pin_of_reader(&self) -> KeptPin<Participant> {
+        let (mut pin, spare) = (self.participate(), self.participate());
+        if self.keeps_pins {
+            pin.renew();
+        }
+        KeptPin::new(pin, spare, self.keeps_pins)
+    }
+
+    /// Lets the epoch advance by a step, if all pins are of this one.
+    fn advance(&self, handle: &LocalHandle) {
+        self.turn.0.fetch_add(1, Ordering::Relaxed);
+        handle.pin().flush();
     }
 
     /// A participant: for one thread at a time.
@@ -144,8 +244,9 @@ impl Domain {
         self.collector.as_ref().expect("open while its table lives").register()
     }
 
-    /// A grace period: returns when every section that is open now has ended.
-    pub(crate) fn wait_for_readers(&self, handle: &LocalHandle) {
+    /// A grace period: returns when every section that is open now has ended. `take_idle` takes the pins of readers
+    /// that are idle.
+    pub(crate) fn wait_for_readers(&self, handle: &LocalHandle, take_idle: &dyn Fn()) {
         let passed = AtomicBool::new(false);
         let guard = handle.pin();
         // SAFETY: `passed` lives until the closure has run, since this function does not return before.
@@ -154,7 +255,8 @@ impl Domain {
         drop(guard);
         let mut backoff = Backoff::new();
         while !passed.load(Ordering::Acquire) {
-            handle.pin().flush();
+            take_idle();
+            self.advance(handle);
             backoff.wait();
         }
     }
@@ -316,7 +418,8 @@ impl Lane {
         // SAFETY: ripen() takes no lock, does not allocate, and touches only the bag and what is ripe, which outlives
         // the collector. Nothing in the bag is reachable from the current publication any more.
         unsafe { guard.defer_unchecked(move || sealed.ripen()) };
-        guard.flush();
+        drop(guard);
+        self.advance(domain);
         Ok(())
     }
 
@@ -346,9 +449,9 @@ impl Lane {
         self.emptied >= number
     }
 
-    /// Whether some bag is not emptied yet.
-    pub(crate) fn has_bags(&self) -> bool {
-        self.emptied < self.sealed
+    /// How many bags are not emptied yet.
+    pub(crate) fn bags(&self) -> u64 {
+        self.sealed - self.emptied
     }
 
     /// Whether something is retired and in no bag.
@@ -357,20 +460,21 @@ impl Lane {
     }
 
     /// Helps the epoch on.
-    pub(crate) fn advance(&self) {
-        self.handle().pin().flush();
+    pub(crate) fn advance(&self, domain: &Domain) {
+        domain.advance(self.handle());
     }
 
     fn handle(&self) -> &LocalHandle {
         self.handle.as_ref().expect("open while its table lives")
     }
 
-    /// A grace period; and what was sealed before the call is ripe afterwards.
-    pub(crate) fn wait_for_readers(&mut self, domain: &Domain) {
-        domain.wait_for_readers(self.handle());
+    /// A grace period; and what was sealed before the call is ripe afterwards. `take_idle` as for the domain's.
+    pub(crate) fn wait_for_readers(&mut self, domain: &Domain, take_idle: &dyn Fn()) {
+        domain.wait_for_readers(self.handle(), take_idle);
         let mut backoff = Backoff::new();
         while self.ripe_up_to(domain) < self.sealed {
-            self.advance();
+            take_idle();
+            self.advance(domain);
             backoff.wait();
         }
     }

@@ -35,8 +35,11 @@
 //! - `snapshot`: every address space at one moment, and all questions that can be asked of it
 //! - `change`: what a request means: KVM's rules
 //! - `hooks`: what a table tells its owner
+//! - `thread`: a thread's number
+//! - `sync`: fences and atomics, where a model checker can put its own
+//! - `pin`: a reader's pin on the epoch, kept between sections
 //! - `epoch`: retired memory, grace periods, the releases that are due
-//! - `presence`: threads, readers and their sections
+//! - `presence`: readers and their sections
 //! - `published`: the current publication
 //! - `lock`: the update lock
 //! - `working_copy`: a state that is being edited
@@ -68,6 +71,7 @@ pub mod kvm;
 mod ledger;
 mod lock;
 mod memory;
+mod pin;
 mod plan;
 mod presence;
 mod published;
@@ -76,7 +80,9 @@ mod shared;
 mod slot;
 mod snapshot;
 mod stats;
+mod sync;
 mod table;
+mod thread;
 mod trace;
 mod update;
 mod working_copy;

@@ -6,7 +6,7 @@
 //! wait for the lock, unless the holder waits for readers: then neither would ever go on.
 
 use crate::error::{Errno, Result};
-use crate::presence::{AtomicThreadId, ThreadId};
+use crate::thread::{AtomicThreadId, ThreadId};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Nobody holds it.

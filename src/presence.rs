@@ -1,93 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who may look: threads by a number that never comes again, readers and their sections, and the process that made the
-//! table.
+//! Who may look: readers and their sections, and the process that made the table.
 //!
 //! Does not know what readers look at, nor how memory is reclaimed.
 
+use crate::epoch::Participant;
 use crate::error::{Errno, Result};
-use std::cell::Cell;
+use crate::pin::{take_idle, KeptPin};
+use crate::thread::ThreadId;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
-/// A thread's number. No two threads of a process have the same one, not even one after the other: `pthread_self()` is
-/// given to a new thread as soon as the old one is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ThreadId(u64);
-
-impl ThreadId {
-    /// No thread's.
-    pub(crate) const NONE: ThreadId = ThreadId(0);
-
-    /// The calling thread's. Takes no lock and allocates nothing, but for a thread's first call where the library came
-    /// by dlopen(): the C library then makes room for the thread's variables.
-    #[inline(always)]
-    pub(crate) fn current() -> ThreadId {
-        thread_local! {
-            static NUMBER: Cell<u64> = const { Cell::new(0) };
-        }
-        NUMBER.with(|number| {
-            if number.get() == 0 {
-                number.set(next_thread_number());
-            }
-            ThreadId(number.get())
-        })
-    }
-}
-
-#[cold]
-fn next_thread_number() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-/// A thread's number that others look at.
-pub(crate) struct AtomicThreadId(AtomicU64);
-
-impl AtomicThreadId {
-    pub(crate) const fn none() -> Self {
-        AtomicThreadId(AtomicU64::new(ThreadId::NONE.0))
-    }
-
-    #[inline(always)]
-    pub(crate) fn set(&self, thread: ThreadId) {
-        self.0.store(thread.0, Ordering::Relaxed);
-    }
-
-    /// Exact where the answer is the calling thread's own number, or is not: only a thread itself stores that.
-    #[inline(always)]
-    pub(crate) fn get(&self) -> ThreadId {
-        ThreadId(self.0.load(Ordering::Relaxed))
-    }
-}
-
-/// Whether a reader is in a read-side section, and whose. On a line of its own, written by that reader alone.
+/// A reader's part in the epochs, and whether it is in a read-side section. On lines of its own, written by that reader
+/// alone, but for an updater that moves the pin of one that is idle.
 #[repr(align(64))]
 pub(crate) struct Presence {
-    /// The thread that opened the section, if one is open.
-    thread: AtomicThreadId,
-    /// The publication that was current then.
+    /// Opened by the number of the thread whose section it is.
+    pin: KeptPin<Participant>,
+    /// The publication that was current when the section began.
     since: AtomicU64,
 }
 
 impl Presence {
-    pub(crate) fn new() -> Self {
-        Presence { thread: AtomicThreadId::none(), since: AtomicU64::new(0) }
+    pub(crate) fn new(pin: KeptPin<Participant>) -> Self {
+        Presence { pin, since: AtomicU64::new(0) }
     }
 
+    /// Opens a section of the calling thread. Takes no lock, allocates nothing and makes no system call.
+    ///
+    /// # Safety
+    /// The reader's thread; no section is open.
     #[inline(always)]
-    pub(crate) fn begin(&self, publication: u64) {
-        self.since.store(publication, Ordering::Relaxed);
-        self.thread.set(ThreadId::current());
+    pub(crate) unsafe fn begin(&self, publication: impl FnOnce() -> u64) {
+        // SAFETY: the caller's promise.
+        unsafe { self.pin.enter(ThreadId::current().number()) };
+        self.since.store(publication(), Ordering::Relaxed);
     }
 
+    /// Ends it.
+    ///
+    /// # Safety
+    /// The reader's thread; a section is open.
     #[inline(always)]
-    pub(crate) fn end(&self) {
-        self.thread.set(ThreadId::NONE);
+    pub(crate) unsafe fn end(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.pin.leave() };
     }
 
     fn is_open(&self) -> bool {
-        self.thread.get() != ThreadId::NONE
+        self.pin.open_by() != ThreadId::NONE.number()
     }
 }
 
@@ -147,7 +108,22 @@ impl Readers {
     pub(crate) fn in_section(&self) -> bool {
         let me = ThreadId::current();
         // SAFETY: in the registry, so alive.
-        self.registry().0.iter().any(|presence| unsafe { presence.as_ref() }.thread.get() == me)
+        self.registry().0.iter().any(|presence| unsafe { presence.as_ref() }.pin.open_by() == me.number())
+    }
+
+    /// Takes the pins of idle readers away: see `pin.rs`. Nothing happens where a reader is being made or freed, or
+    /// another thread does the same.
+    ///
+    /// # Safety
+    /// Readers keep their pins.
+    pub(crate) unsafe fn take_idle(&self) {
+        let registry = match self.registry.try_lock() {
+            Ok(registry) => registry,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        // SAFETY: in the registry, so alive while that is locked; and so there is one caller at a time.
+        unsafe { take_idle(registry.0.iter().map(|presence| &presence.as_ref().pin)) }
     }
 
     pub(crate) fn census(&self) -> Census {

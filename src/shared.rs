@@ -15,7 +15,7 @@ use crate::journal::Entry;
 use crate::kvm::{Backend, OutOfStep};
 use crate::ledger::Ledger;
 use crate::lock::UpdateLock;
-use crate::presence::{Presence, Readers};
+use crate::presence::Readers;
 use crate::published::{publications_between, Current, Numbers};
 use crate::slot::{AsId, HostPage, Limits, Memslot, Pages, Region};
 use crate::snapshot::{Published, PublishedRef, Record, Space};
@@ -33,6 +33,10 @@ use std::sync::{Mutex, TryLockError};
 
 /// Bytes of garbage from which on every update helps the epoch on.
 const MUCH_GARBAGE: usize = 1 << 20;
+
+/// So many bags under way, with a new one, are a sign that a reader is in the way: otherwise a bag is ripe two bags
+/// later. If that reader is idle its pin is taken, which costs a system call.
+const MANY_BAGS: u64 = 4;
 
 /// A participant that whoever waits for readers without the update lock uses in turn. Ended by hand: see `end_waiter`.
 struct Waiter(ManuallyDrop<LocalHandle>);
@@ -180,8 +184,14 @@ impl Drop for Owner {
 }
 
 impl Shared {
-    pub(crate) fn new(limits: Limits, sync: bool, max_garbage: usize, hooks: Option<Box<dyn Hooks>>) -> Result<Shared> {
-        let domain = Domain::new();
+    pub(crate) fn new(
+        limits: Limits,
+        sync: bool,
+        max_garbage: usize,
+        keep_pins: bool,
+        hooks: Option<Box<dyn Hooks>>,
+    ) -> Result<Shared> {
+        let domain = Domain::new(keep_pins);
         let lane = Lane::new(&domain)?;
         let mut store = Store::new(lane);
         let [root, last_state] = store.empty_roots(limits.nr_address_spaces)?;
@@ -229,12 +239,6 @@ impl Shared {
 
     // ---- who is reading ----
 
-    /// Adds a reader. `presence` stays where it is until it leaves.
-    pub(crate) fn join(&self, presence: NonNull<Presence>) -> Result<LocalHandle> {
-        self.readers.join(presence)?;
-        Ok(self.domain.register())
-    }
-
     /// Readers, open sections, and how many publications ago the oldest of these began.
     pub(crate) fn presences(&self) -> (usize, usize, u64) {
         let census = self.readers.census();
@@ -243,12 +247,20 @@ impl Shared {
         (census.readers, census.open_sections, lag)
     }
 
+    /// Takes the pins of idle readers away, where these keep them.
+    fn take_idle(&self) {
+        if self.domain.keeps_pins() {
+            // SAFETY: as just said.
+            unsafe { self.readers.take_idle() };
+        }
+    }
+
     /// A grace period without the update lock. The caller is in no section of its own.
     pub(crate) fn wait_for_readers(&self) {
         let _no_cancel = NoCancel::begin();
         let waiter = self.waiter.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let waiter = waiter.as_ref().expect("there while the table is");
-        self.domain.wait_for_readers(&waiter.0);
+        self.domain.wait_for_readers(&waiter.0, &|| self.take_idle());
     }
 }
 
@@ -408,8 +420,15 @@ impl<'a> Updating<'a> {
         self.note_figures();
         let shared = self.shared();
         shared.lock.begin_waiting();
-        self.lane().wait_for_readers(&shared.domain);
+        self.lane().wait_for_readers(&shared.domain, &|| shared.take_idle());
         shared.lock.end_waiting();
+    }
+
+    /// Helps the epoch on, past readers that are idle.
+    pub(crate) fn advance(&mut self) {
+        let shared = self.shared();
+        shared.take_idle();
+        self.lane().advance(&shared.domain);
     }
 
     /// Gives garbage to the collector (all of it with `now`) and frees what is ripe. Gives the releases run.
@@ -429,7 +448,8 @@ impl<'a> Updating<'a> {
         if wait && !self.shared().readers.in_section() {
             self.wait_for_readers();
         } else if self.lane().garbage().0 > MUCH_GARBAGE {
-            self.lane().advance();
+            let shared = self.shared();
+            self.lane().advance(&shared.domain);
         }
     }
 
@@ -437,8 +457,12 @@ impl<'a> Updating<'a> {
     #[inline(always)]
     fn seal(&mut self, now: bool) {
         let shared = self.shared();
+        let sealed = self.lane().sealed();
         // Without memory for a bag the garbage stays where it is, for the next time.
         let _ = self.lane().seal(&shared.domain, now);
+        if self.lane().sealed() != sealed && self.lane().bags() >= MANY_BAGS {
+            self.advance();
+        }
     }
 
     /// Frees what is ripe. Gives the releases run. Most updates find nothing.

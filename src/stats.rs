@@ -61,4 +61,7 @@ figures! {
     oldest_section_lag,
     /// Changes on the attached VM that could not be undone. Not 0: VM and table differ.
     out_of_step,
+    /// 1 where readers keep their pins on the epoch between sections, so that a section takes no fence; 0 where they
+    /// cannot, since there is no `membarrier(2)` or it is not wanted.
+    kept_pins,
 }

@@ -40,6 +40,9 @@ pub struct Config {
     pub gpa_bits: u32,
     /// Bytes of garbage past which an update waits for readers; 0: none.
     pub max_garbage: usize,
+    /// Never call `membarrier(2)`: readers take a fence for each section instead. So it is, too, where the kernel
+    /// refuses it when the table is made; [`Stats::kept_pins`] says which.
+    pub no_membarrier: bool,
 }
 
 impl Default for Config {
@@ -55,6 +58,7 @@ impl Default for Config {
             hva_limit,
             gpa_bits,
             max_garbage: 0,
+            no_membarrier: false,
         }
     }
 }
@@ -92,7 +96,7 @@ impl Memslots {
     /// `EINVAL` where the configuration is none, `ENOMEM`.
     pub fn new(config: Config) -> Result<Memslots> {
         let limits = config.limits()?;
-        let shared = Shared::new(limits, config.sync, config.max_garbage, config.hooks)?;
+        let shared = Shared::new(limits, config.sync, config.max_garbage, !config.no_membarrier, config.hooks)?;
         Ok(Memslots { shared: Owner::new(shared)? })
     }
 
@@ -224,8 +228,8 @@ impl Memslots {
         // The epoch moves one step a call, and a bag is ripe two steps after it was sealed: after three calls without
         // one, a reader is in the way.
         let mut calls = 0;
-        while calls < 3 && lock.lane().has_bags() {
-            lock.lane().advance();
+        while calls < 3 && lock.lane().bags() > 0 {
+            lock.advance();
             let shared = lock.shared();
             calls = if lock.lane().has_ripe(&shared.domain) { 0 } else { calls + 1 };
             released += lock.drain();
@@ -333,7 +337,8 @@ impl Memslots {
     pub fn stats(&self) -> Stats {
         let (readers, open_sections, oldest_section_lag) = self.shared.presences();
         let (readers, open_sections) = (readers as u64, open_sections as u64);
-        Stats { readers, open_sections, oldest_section_lag, ..self.shared.figures.read() }
+        let kept_pins = self.shared.domain.keeps_pins() as u64;
+        Stats { readers, open_sections, oldest_section_lag, kept_pins, ..self.shared.figures.read() }
     }
 
     /// Writes the table for a person, a line a slot.

@@ -37,6 +37,9 @@ pub struct memslots_stats {
     pub oldest_section_lag: u64,
     /// Changes on the attached VM that could not be undone. Not 0: VM and table differ.
     pub out_of_step: u64,
+    /// 1: a section takes no memory fence, since updates call membarrier() where they need one. 0: it takes one, since
+    /// the kernel refused membarrier() or config.no_membarrier is set.
+    pub kept_pins: u64,
 }
 
 // SAFETY: of that layout.
@@ -53,7 +56,7 @@ const _: () = {
     assert!(size_of::<memslots_stats>() == size_of::<Sized>());
     assert!(offset_of!(memslots_stats, publications) == offset_of!(Sized, figures));
     assert!(offset_of!(memslots_stats, readers) == offset_of!(Sized, figures) + offset_of!(Stats, readers));
-    assert!(offset_of!(memslots_stats, out_of_step) == offset_of!(Sized, figures) + offset_of!(Stats, out_of_step));
+    assert!(offset_of!(memslots_stats, kept_pins) == offset_of!(Sized, figures) + offset_of!(Stats, kept_pins));
 };
 
 impl memslots_stats {

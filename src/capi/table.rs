@@ -51,10 +51,14 @@ pub struct memslots_config {
     pub gpa_bits: u32,
     /// Bytes of garbage past which an update waits for readers, as with sync; 0, the default: none.
     pub max_garbage: usize,
+    /// 1: never call membarrier(); readers take a memory fence in each section instead. 0, the default: membarrier()
+    /// is registered in memslots_new, and called by updates unless the kernel refused that; memslots_stats.kept_pins
+    /// says which it is.
+    pub no_membarrier: u32,
 }
 
 /// The struct that memslots_config_init, the function, fills in: that of version 0.2.0, whatever is added later.
-const FIRST_CONFIG: usize = offset_of!(memslots_config, max_garbage) + size_of::<usize>();
+const FIRST_CONFIG: usize = offset_of!(memslots_config, no_membarrier) + size_of::<u64>();
 
 // SAFETY: repr(C), the size first; numbers and pointers are good whatever their bits.
 unsafe impl sized::Input for memslots_config {
@@ -75,6 +79,7 @@ unsafe impl sized::Input for memslots_config {
             hva_limit,
             gpa_bits,
             max_garbage,
+            no_membarrier: 0,
         }
     }
 }
@@ -85,7 +90,7 @@ impl memslots_config {
     unsafe fn into_config(self) -> Result<Config> {
         // SAFETY: the caller's promise.
         let hooks = unsafe { hooks::read(self.ops, self.ctx) }?;
-        if self.sync > 1 {
+        if self.sync > 1 || self.no_membarrier > 1 {
             return Err(Errno::EINVAL);
         }
         Ok(Config {
@@ -98,6 +103,7 @@ impl memslots_config {
             hva_limit: self.hva_limit,
             gpa_bits: self.gpa_bits,
             max_garbage: self.max_garbage,
+            no_membarrier: self.no_membarrier == 1,
         })
     }
 }

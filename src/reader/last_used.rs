@@ -19,8 +19,7 @@ use std::ptr::NonNull;
 pub(super) struct Hot {
     /// Its first word is the current publication's number.
     pub(super) current: *const Current,
-    /// Publication and address space that `slot` is of; see `key`. With `CLOSED` outside of a section; 0 before the
-    /// first.
+    /// Publication and address space that `slot` is of, see `key`; `CLOSED` outside of a section.
     pub(super) key: Cell<u64>,
     pub(super) base_gfn: Cell<Gfn>,
     pub(super) npages: Cell<Pages>,
@@ -28,6 +27,8 @@ pub(super) struct Hot {
     /// Sections open, one inside the other.
     pub(super) depth: Cell<u64>,
     pub(super) misses: Cell<u64>,
+    /// What `key` is in the next section; 0 before the first lookup.
+    pub(super) kept_key: Cell<u64>,
     /// What a miss goes on with: that of `Reader::searches`.
     pub(super) search_gfn: SearchGfn,
 }
@@ -42,7 +43,7 @@ const _: () = {
 /// often enough to be mispredicted: there, a slot counts as last used once it was found twice in a row.
 pub(super) const FEW: u32 = 16;
 
-/// In the last-used slot's key while no section is open: nothing hits then.
+/// The last-used slot's key while no section is open: nothing hits then.
 pub(super) const CLOSED: u64 = 1 << 63;
 
 /// A publication's number and an address space in one: no other pair of a publication up to this one and a space has

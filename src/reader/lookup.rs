@@ -121,7 +121,9 @@ impl Reader {
             let again = slot.as_ptr().cast_const() == hot.slot.get();
             npages = select_unpredictable(again, npages, Pages(0));
         }
-        hot.key.set(key(published.seq(), as_id));
+        let key = key(published.seq(), as_id);
+        hot.key.set(key);
+        hot.kept_key.set(key);
         hot.base_gfn.set(found.base_gfn);
         hot.npages.set(npages);
         hot.slot.set(slot.as_ptr());

@@ -21,11 +21,9 @@ use crate::published::Current;
 use crate::shared::Owner;
 use crate::slot::{Gfn, Pages};
 use crate::snapshot::PublishedRef;
-use crossbeam_epoch::{Guard, LocalHandle};
 use last_used::{Hot, CLOSED};
 use lookup::Searches;
 use std::cell::Cell;
-use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
@@ -36,9 +34,6 @@ pub struct Reader {
     sections: Cell<u64>,
     /// A box's. Not one by type, which would claim that nobody else looks in.
     presence: NonNull<Presence>,
-    guard: Cell<Option<Guard>>,
-    /// Dropped before `shared`, of whose collector it is a part.
-    handle: ManuallyDrop<LocalHandle>,
     shared: Owner,
 }
 
@@ -51,16 +46,13 @@ unsafe impl Send for Reader {}
 
 impl Reader {
     pub(crate) fn new(shared: Owner) -> Result<Reader> {
-        let presence = crate::memory::try_box(Presence::new())?;
+        let presence = crate::memory::try_box(Presence::new(shared.domain.pin_of_reader()))?;
         let presence = NonNull::from(Box::leak(presence));
-        let handle = match shared.join(presence) {
-            Ok(handle) => ManuallyDrop::new(handle),
-            Err(errno) => {
-                // SAFETY: from a box just now, and nobody has heard of it.
-                drop(unsafe { Box::from_raw(presence.as_ptr()) });
-                return Err(errno);
-            }
-        };
+        if let Err(errno) = shared.readers.join(presence) {
+            // SAFETY: from a box just now, and nobody has heard of it.
+            drop(unsafe { Box::from_raw(presence.as_ptr()) });
+            return Err(errno);
+        }
         let searches = Searches::of_this_processor();
         let hot = Hot {
             current: &shared.current,
@@ -70,9 +62,10 @@ impl Reader {
             slot: Cell::new(std::ptr::null()),
             depth: Cell::new(0),
             misses: Cell::new(0),
+            kept_key: Cell::new(0),
             search_gfn: searches.gfn,
         };
-        Ok(Reader { hot, searches, sections: Cell::new(0), presence, guard: Cell::new(None), handle, shared })
+        Ok(Reader { hot, searches, sections: Cell::new(0), presence, shared })
     }
 
     /// Opens a read-side section. What is found in it stays valid until it ends; sections nest, and the outermost
@@ -87,10 +80,10 @@ impl Reader {
     pub(crate) fn enter(&self) {
         let depth = self.hot.depth.get();
         if depth == 0 {
-            self.guard.set(Some(self.handle.pin()));
-            self.presence().begin(self.seq());
+            // SAFETY: no section is open; a reader is used by one thread at a time.
+            unsafe { self.presence().begin(|| self.seq()) };
             self.sections.set(self.sections.get() + 1);
-            self.hot.key.set(self.hot.key.get() & !CLOSED);
+            self.hot.key.set(self.hot.kept_key.get());
         }
         self.hot.depth.set(depth + 1);
     }
@@ -104,9 +97,9 @@ impl Reader {
         }
         self.hot.depth.set(depth - 1);
         if depth == 1 {
-            self.hot.key.set(self.hot.key.get() | CLOSED);
-            self.presence().end();
-            self.guard.set(None);
+            self.hot.key.set(CLOSED);
+            // SAFETY: the section is open; a reader is used by one thread at a time.
+            unsafe { self.presence().end() };
         }
         true
     }
@@ -169,10 +162,9 @@ impl Drop for Reader {
     fn drop(&mut self) {
         while self.leave() {}
         self.shared.readers.leave(self.presence);
-        // SAFETY: from a box in new(), and out of the registry.
+        // SAFETY: from a box in new(), and out of the registry, so that no updater comes to it. It goes before
+        // `shared`, of whose collector it is a part.
         drop(unsafe { Box::from_raw(self.presence.as_ptr()) });
-        // SAFETY: not used afterwards.
-        unsafe { ManuallyDrop::drop(&mut self.handle) };
     }
 }
 

@@ -48,29 +48,33 @@
  *
  * System calls, for seccomp filters, beside those that the caller's hooks make:
  *
- *   read_lock, read_unlock, lookups,     none, but that a section may free memory: as malloc
- *   iterators, hva caches, _count and
+ *   read_lock, read_unlock, lookups,     none; where there is no membarrier (memslots_stats.kept_pins
+ *   iterators, hva caches, _count and    is 0) a section may free memory: as malloc
  *   the like, _reader_get_stats
  *   memslots_get_stats                   futex
  *   memslots_version, _config_init       none
- *   memslots_new                         getpid; as malloc
+ *   memslots_new                         getpid, membarrier; as malloc
  *   memslots_plan                        as malloc
  *   reader_new, reader_free              getpid, futex; as malloc
- *   updates, transactions, reclaim,      futex; as malloc; sched_yield and clock_nanosleep where they
- *   synchronize                          wait for readers; ioctl on an attached VM; with a trace
- *                                        getpid, and what memslots_dump calls
+ *   updates, transactions, reclaim,      futex, membarrier; as malloc; sched_yield and clock_nanosleep
+ *   synchronize                          where they wait for readers; ioctl on an attached VM; with a
+ *                                        trace getpid, and what memslots_dump calls
  *   memslots_dump, _trace_start,         write, rt_sigprocmask, rt_sigpending, rt_sigtimedwait;
  *   _trace_stop                          futex; _trace_start fcntl
  *   memslots_attach_kvm                  fcntl, readlink (on arm64 readlinkat), ioctl; futex;
  *                                        as malloc
- *   memslots_free                        getpid, futex; as malloc; sched_yield and clock_nanosleep
- *                                        where it waits for readers; where it aborts a transaction
- *                                        and there is a trace, what memslots_dump calls
+ *   memslots_free                        getpid, futex, membarrier; as malloc; sched_yield and
+ *                                        clock_nanosleep where it waits for readers; where it aborts
+ *                                        a transaction and there is a trace, what memslots_dump calls
  *   a hook that does not return          write to stderr, and what abort() calls
  *
  * "As malloc" is, with the GNU C library, brk, mmap, mremap, munmap, mprotect, madvise, getrandom,
  * futex; and on other threads than the first also openat, read, close and sched_getaffinity, with
  * which it looks at /sys/devices/system/cpu/online and /proc/sys/vm/overcommit_memory.
+ *
+ * membarrier is registered in memslots_new, and never called where that is refused or
+ * config.no_membarrier is set. A filter that comes later must let it pass: otherwise memory that was
+ * replaced is not freed while a reader is idle, and what waits for readers may wait for ever.
  *
  * A guest_memfd that a slot names must stay open for as long as a VM may be attached: the number is
  * given to the kernel then.
