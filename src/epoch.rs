@@ -14,14 +14,14 @@
 
 use crate::error::{Errno, Result};
 use crate::index::pool::{Object, Pool, LINE};
-use crate::pin::{KeptPin, Pin};
+use crate::pin::{Hold, KeptPin, Pin};
 use crate::slot::Memslot;
 use crate::snapshot::Record;
 use crate::sync;
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use std::collections::VecDeque;
 use std::ptr::{null_mut, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Bytes that come together before a bag goes to the collector: large enough to be rare, small enough to stay in cache.
@@ -97,6 +97,30 @@ pub(crate) struct Domain {
     /// Whether readers keep their pins between sections: see `pin.rs`.
     keeps_pins: bool,
     turn: Turn,
+    /// Sections that go on without a pin.
+    holds: AtomicUsize,
+}
+
+/// What a section without a pin has.
+pub(crate) struct Holder(NonNull<Domain>);
+
+// SAFETY: a domain that outlives its holders, of which they use an atomic number.
+unsafe impl Send for Holder {}
+// SAFETY: as above.
+unsafe impl Sync for Holder {}
+
+impl Hold for Holder {
+    fn begin(&self) {
+        // SAFETY: the domain outlives its readers.
+        unsafe { self.0.as_ref() }.holds.fetch_add(1, Ordering::Relaxed);
+        // That before the section looks at anything.
+        fence(Ordering::SeqCst);
+    }
+
+    fn end(&self) {
+        // SAFETY: as above.
+        unsafe { self.0.as_ref() }.holds.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// Counts what may have moved the epoch: a reader whose pin is of this turn need not look further. On a line of its
@@ -140,9 +164,10 @@ impl Pin for Participant {
     }
 
     fn prepare(&mut self) {
-        if self.pins >= MANY_PINS {
+        if self.pins >= MANY_PINS && crate::memory::is_there() {
             // SAFETY: as above.
             *self = unsafe { self.domain.as_ref() }.participate();
+            self.give_up();
         }
     }
 }
@@ -152,8 +177,13 @@ impl Participant {
     fn renew_in(&mut self, turn: u64) {
         self.turn = turn;
         match &mut self.guard {
-            // Takes no fence, and never collects.
-            Some(guard) => guard.repin(),
+            // Never collects.
+            Some(guard) => {
+                guard.repin();
+                // crossbeam loads the epoch there without an order. What was published before the epoch came to where
+                // the pin is now must be seen by this section: else it could find what is freed one step later.
+                fence(Ordering::Acquire);
+            }
             None => {
                 self.pins += 1;
                 self.guard = Some(self.handle.pin());
@@ -206,9 +236,15 @@ impl Backoff {
 impl Domain {
     /// `keep_pins` where the kernel has what that takes.
     pub(crate) fn new(keep_pins: bool) -> Self {
-        let keeps_pins = keep_pins && sync::register_heavy_fence();
+        let keeps_pins = keep_pins && sync::has_heavy_fence();
         let turn = Turn(AtomicU64::new(0));
-        Domain { collector: Some(Collector::new()), ripe: AtomicPtr::new(null_mut()), keeps_pins, turn }
+        Domain {
+            collector: Some(Collector::new()),
+            ripe: AtomicPtr::new(null_mut()),
+            keeps_pins,
+            turn,
+            holds: AtomicUsize::new(0),
+        }
     }
 
     /// Whether readers keep their pins between sections.
@@ -216,21 +252,23 @@ impl Domain {
         self.keeps_pins
     }
 
-    /// A participant that is not pinned.
+    /// A participant that is pinned: a handle's first pin collects, and that is over then.
     fn participate(&self) -> Participant {
         let handle = self.register();
-        // A handle's first pin collects.
-        drop(handle.pin());
-        Participant { guard: None, handle, pins: 1, turn: 0, domain: NonNull::from(self) }
+        let turn = self.turn.0.load(Ordering::Relaxed);
+        Participant { guard: Some(handle.pin()), handle, pins: 1, turn, domain: NonNull::from(self) }
     }
 
     /// A reader's pin.
-    pub(crate) fn pin_of_reader(&self) -> KeptPin<Participant> {
-        let (mut pin, spare) = (self.participate(), self.participate());
-        if self.keeps_pins {
-            pin.renew();
-        }
-        KeptPin::new(pin, spare, self.keeps_pins)
+    pub(crate) fn pin_of_reader(&self) -> KeptPin<Participant, Holder> {
+        KeptPin::new(self.participate(), Holder(NonNull::from(self)), self.keeps_pins)
+    }
+
+    /// Whether a section that is open has no pin: nothing may be freed. All that was published before the call is seen
+    /// by sections without one that begin later.
+    fn is_held(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.holds.load(Ordering::Acquire) > 0
     }
 
     /// Lets the epoch advance by a step, if all pins are of this one.
@@ -254,7 +292,7 @@ impl Domain {
         guard.flush();
         drop(guard);
         let mut backoff = Backoff::new();
-        while !passed.load(Ordering::Acquire) {
+        while !passed.load(Ordering::Acquire) || self.is_held() {
             take_idle();
             self.advance(handle);
             backoff.wait();
@@ -529,6 +567,9 @@ impl Lane {
     /// still there for the next call.
     pub(crate) fn drain(&mut self, domain: &Domain, pool: &mut Pool, release: &mut dyn FnMut(&Memslot)) -> usize {
         self.ripe_up_to(domain);
+        if domain.is_held() {
+            return 0;
+        }
         let mut released = 0;
         while let Some(bag) = self.next_in_turn() {
             let bytes = bag.retired.bytes;

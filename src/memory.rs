@@ -6,6 +6,11 @@
 use crate::error::{Errno, Result};
 use std::alloc::{alloc, Layout};
 
+/// Whether some kilobytes can be allocated now: for what else would end the process, and can be left.
+pub(crate) fn is_there() -> bool {
+    try_box([0u64; 512]).is_ok()
+}
+
 /// `value` on the heap, or ENOMEM.
 pub(crate) fn try_box<T>(value: T) -> Result<Box<T>> {
     let layout = Layout::new::<T>();

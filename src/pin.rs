@@ -15,8 +15,9 @@
 //! 4. It gives the taken pins up, and says that they are *gone*.
 //!
 //! A reader that comes back meets one of these. A claim it takes back, by an exchange that one of the two wins. A pin
-//! that is gone it pins anew, at the usual price. While the updater is at a taken pin, the reader pins a spare one for
-//! that section: it never waits.
+//! that is gone it pins anew, at the usual price. While the updater is at a taken pin, the reader does without one and
+//! puts a *hold* on all freeing until its section ends: it never waits. That takes an updater which is interrupted
+//! between two of its instructions, so it does not matter how much a hold holds up.
 
 use crate::sync::{
     heavy_fence, light_fence, makes, spin, AtomicU64, AtomicU8, Mistake, Ordering, UnsafeCell, PATIENCE,
@@ -34,6 +35,16 @@ pub(crate) trait Pin {
     fn prepare(&mut self) {}
 }
 
+/// What a section without a pin does. Whoever frees sees that it has begun, or else the section sees all that was
+/// published before.
+pub(crate) trait Hold {
+    /// From here on nothing is freed.
+    fn begin(&self);
+
+    /// The section is over.
+    fn end(&self);
+}
+
 /// The reader's, and pinned.
 const KEPT: u8 = 0;
 /// As `KEPT`, but an updater wants it.
@@ -47,11 +58,11 @@ const GONE: u8 = 3;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AtEnd {
     Nothing,
-    OwnPin,
-    SparePin,
+    Pin,
+    Hold,
 }
 
-pub(crate) struct KeptPin<P> {
+pub(crate) struct KeptPin<P, H> {
     /// Who has a section open; 0: nobody. The reader stores.
     open: AtomicU64,
     /// Whose the pin is.
@@ -59,23 +70,25 @@ pub(crate) struct KeptPin<P> {
     /// The reader's.
     at_end: UnsafeCell<AtEnd>,
     pin: UnsafeCell<P>,
-    /// The reader's.
-    spare: UnsafeCell<P>,
+    hold: H,
 }
 
-// SAFETY: the protocol above says whose the pin is at any time, and all else is the reader's or atomic; pins have no tie
-// to a thread.
-unsafe impl<P: Send> Sync for KeptPin<P> {}
+// SAFETY: the protocol above says whose the pin is at any time, and all else is the reader's or atomic; pins have no
+// tie to a thread.
+unsafe impl<P: Send, H: Sync> Sync for KeptPin<P, H> {}
 
-impl<P: Pin> KeptPin<P> {
+impl<P: Pin, H: Hold> KeptPin<P, H> {
     /// Where it `keeps` its pin, that is pinned. Otherwise each section pins, and no updater may ever claim it.
-    pub(crate) fn new(pin: P, spare: P, keeps: bool) -> Self {
+    pub(crate) fn new(mut pin: P, hold: H, keeps: bool) -> Self {
+        if !keeps {
+            pin.give_up();
+        }
         KeptPin {
             open: AtomicU64::new(0),
             state: AtomicU8::new(KEPT),
-            at_end: UnsafeCell::new(if keeps { AtEnd::Nothing } else { AtEnd::OwnPin }),
+            at_end: UnsafeCell::new(if keeps { AtEnd::Nothing } else { AtEnd::Pin }),
             pin: UnsafeCell::new(pin),
-            spare: UnsafeCell::new(spare),
+            hold,
         }
     }
 
@@ -124,10 +137,11 @@ impl<P: Pin> KeptPin<P> {
                 }
             }
         }
-        // SAFETY: the reader's.
-        self.spare.with_mut(|spare| unsafe { (*spare).renew() });
-        // SAFETY: as above.
-        self.at_end.with_mut(|at_end| unsafe { *at_end = AtEnd::SparePin });
+        if !makes(Mistake::NoHold) {
+            self.hold.begin();
+            // SAFETY: the reader's.
+            self.at_end.with_mut(|at_end| unsafe { *at_end = AtEnd::Hold });
+        }
     }
 
     /// Whether a claim is off, since the reader is back.
@@ -162,9 +176,9 @@ impl<P: Pin> KeptPin<P> {
         self.at_end.with_mut(|at_end| unsafe {
             match *at_end {
                 AtEnd::Nothing => {}
-                AtEnd::OwnPin => self.pin.with_mut(|pin| (*pin).give_up()),
-                AtEnd::SparePin => {
-                    self.spare.with_mut(|spare| (*spare).give_up());
+                AtEnd::Pin => self.pin.with_mut(|pin| (*pin).give_up()),
+                AtEnd::Hold => {
+                    self.hold.end();
                     *at_end = AtEnd::Nothing;
                 }
             }
@@ -209,7 +223,9 @@ impl<P: Pin> KeptPin<P> {
 ///
 /// # Safety
 /// One caller at a time, and the readers do not go meanwhile.
-pub(crate) unsafe fn take_idle<'a, P: Pin + 'a>(readers: impl Iterator<Item = &'a KeptPin<P>> + Clone) {
+pub(crate) unsafe fn take_idle<'a, P: Pin + 'a, H: Hold + 'a>(
+    readers: impl Iterator<Item = &'a KeptPin<P, H>> + Clone,
+) {
     if readers.clone().filter(|reader| reader.claim()).count() == 0 {
         return;
     }

@@ -3,7 +3,7 @@
 //!
 //! Does not know what readers look at, nor how memory is reclaimed.
 
-use crate::epoch::Participant;
+use crate::epoch::{Holder, Participant};
 use crate::error::{Errno, Result};
 use crate::pin::{take_idle, KeptPin};
 use crate::thread::ThreadId;
@@ -16,13 +16,13 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 #[repr(align(64))]
 pub(crate) struct Presence {
     /// Opened by the number of the thread whose section it is.
-    pin: KeptPin<Participant>,
+    pin: KeptPin<Participant, Holder>,
     /// The publication that was current when the section began.
     since: AtomicU64,
 }
 
 impl Presence {
-    pub(crate) fn new(pin: KeptPin<Participant>) -> Self {
+    pub(crate) fn new(pin: KeptPin<Participant, Holder>) -> Self {
         Presence { pin, since: AtomicU64::new(0) }
     }
 

@@ -11,6 +11,7 @@
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
 
 use std::sync::atomic::compiler_fence;
+use std::sync::OnceLock;
 
 /// A cell as a model checker has it: it is told when somebody is at what is inside.
 pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
@@ -32,10 +33,11 @@ pub(crate) fn light_fence() {
     compiler_fence(Ordering::SeqCst);
 }
 
-/// Whether the kernel has the updater's half, and from now on allows it.
-pub(crate) fn register_heavy_fence() -> bool {
+/// Whether the kernel has the updater's half. The first call of a process asks for it.
+pub(crate) fn has_heavy_fence() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
     // Miri has no membarrier.
-    !cfg!(miri) && membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
+    !cfg!(miri) && *ANSWER.get_or_init(|| membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED))
 }
 
 /// The updater's half. False where the kernel refuses it: a filter of system calls can do that later on.
@@ -48,8 +50,8 @@ fn membarrier(command: libc::c_int) -> bool {
     unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
 }
 
-/// How often a reader looks at a pin that an updater is at, before it uses the spare one. The updater needs no longer,
-/// unless it was interrupted.
+/// How often a reader looks at a pin that an updater is at, before it does without. The updater needs no longer, unless
+/// it was interrupted.
 pub(crate) const PATIENCE: u32 = 50;
 
 pub(crate) use std::hint::spin_loop as spin;
@@ -67,6 +69,8 @@ pub(crate) enum Mistake {
     NoLook,
     /// A reader takes a claimed pin back, whatever has become of the claim.
     TakesWithoutAsking,
+    /// A reader whose pin an updater is at goes on without a hold.
+    NoHold,
     /// The end of a section does not publish that the section is over with what it has read.
     RelaxedLeave,
     /// That a pin is gone does not publish what was done to it.

@@ -4,20 +4,19 @@
 //! The epochs are written down here as crossbeam-epoch has them, as small as they can be: a global epoch that advances
 //! where every pin is of it, and memory that is free two steps after it was retired.
 
-use crate::pin::{take_idle, KeptPin, Pin};
+use crate::pin::{take_idle, Hold, KeptPin, Pin};
+use crate::sync::{makes, Mistake};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{fence, AtomicU64, AtomicUsize, Ordering};
 use loom::sync::Arc;
 use loom::thread;
 
-/// The reader's own pin and its spare one.
-const PINS: usize = 2;
-
 #[derive(Default)]
 struct Epochs {
     global: AtomicU64,
-    /// Twice the epoch and one more; 0 where it is not pinned.
-    pins: [AtomicU64; PINS],
+    /// The reader's: twice the epoch and one more; 0 where it is not pinned.
+    pin: AtomicU64,
+    holds: AtomicUsize,
 }
 
 impl Epochs {
@@ -25,11 +24,9 @@ impl Epochs {
     fn advance(&self) {
         let epoch = self.global.load(Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        for pin in &self.pins {
-            let pinned = pin.load(Ordering::Relaxed);
-            if pinned != 0 && pinned != 2 * epoch + 1 {
-                return;
-            }
+        let pinned = self.pin.load(Ordering::Relaxed);
+        if pinned != 0 && pinned != 2 * epoch + 1 {
+            return;
         }
         fence(Ordering::Acquire);
         self.global.store(epoch + 1, Ordering::Release);
@@ -42,22 +39,47 @@ impl Epochs {
     }
 
     fn may_free(&self, retired: u64) -> bool {
-        self.global.load(Ordering::Acquire) >= retired + 2
+        let ripe = self.global.load(Ordering::Acquire) >= retired + 2;
+        fence(Ordering::SeqCst);
+        ripe && self.holds.load(Ordering::Acquire) == 0
+    }
+}
+
+struct ModelHold(Arc<Epochs>);
+
+impl Hold for ModelHold {
+    fn begin(&self) {
+        self.0.holds.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    fn end(&self) {
+        self.0.holds.fetch_sub(1, Ordering::Release);
     }
 }
 
 struct ModelPin {
     epochs: Arc<Epochs>,
-    index: usize,
     is_pinned: bool,
+}
+
+impl ModelPin {
+    fn new(epochs: &Arc<Epochs>) -> ModelPin {
+        let mut pin = ModelPin { epochs: epochs.clone(), is_pinned: false };
+        pin.renew();
+        pin
+    }
 }
 
 impl Pin for ModelPin {
     fn renew(&mut self) {
         let pinned = 2 * self.epochs.global.load(Ordering::Relaxed) + 1;
-        let pin = &self.epochs.pins[self.index];
+        let pin = &self.epochs.pin;
         if std::mem::replace(&mut self.is_pinned, true) {
             pin.store(pinned, Ordering::Release);
+            if !makes(Mistake::NoFenceAfterRepin) {
+                fence(Ordering::Acquire);
+            }
         } else {
             pin.store(pinned, Ordering::Relaxed);
             fence(Ordering::SeqCst);
@@ -66,29 +88,26 @@ impl Pin for ModelPin {
 
     fn give_up(&mut self) {
         self.is_pinned = false;
-        self.epochs.pins[self.index].store(0, Ordering::Release);
+        self.epochs.pin.store(0, Ordering::Release);
     }
 }
 
-/// Two publications, of which the first is replaced by the second.
+/// Publications, each of which is replaced by the next.
 struct World {
     epochs: Arc<Epochs>,
-    reader: KeptPin<ModelPin>,
+    reader: KeptPin<ModelPin, ModelHold>,
     root: AtomicUsize,
-    publications: [UnsafeCell<u32>; 2],
+    publications: [UnsafeCell<u32>; UPDATES + 1],
 }
 
 impl World {
     fn new() -> World {
         let epochs = Arc::new(Epochs::default());
-        let pin = |index| ModelPin { epochs: epochs.clone(), index, is_pinned: false };
-        let mut own = pin(0);
-        own.renew();
         World {
-            reader: KeptPin::new(own, pin(1), true),
+            reader: KeptPin::new(ModelPin::new(&epochs), ModelHold(epochs.clone()), true),
             epochs: epochs.clone(),
             root: AtomicUsize::new(0),
-            publications: [UnsafeCell::new(1), UnsafeCell::new(1)],
+            publications: std::array::from_fn(|_| UnsafeCell::new(1)),
         }
     }
 
@@ -109,19 +128,27 @@ impl World {
         unsafe { take_idle(std::iter::once(&self.reader)) };
     }
 
-    /// Frees the first publication, where the epoch says that nobody can be there.
-    fn free_if_ripe(&self, retired: u64) -> bool {
+    /// Publishes the next publication, and retires the one before it. Gives its epoch.
+    fn update(&self, next: usize) -> u64 {
+        self.root.store(next, Ordering::Release);
+        self.epochs.retire()
+    }
+
+    /// Frees a publication, where the epoch says that nobody can be there.
+    fn free_if_ripe(&self, publication: usize, retired: u64) -> bool {
         let ripe = self.epochs.may_free(retired);
         if ripe {
             // SAFETY: see read().
-            self.publications[0].with_mut(|publication| unsafe { *publication = 0 });
+            self.publications[publication].with_mut(|publication| unsafe { *publication = 0 });
         }
         ripe
     }
 }
 
-/// Some sections beside one update that frees what it has replaced as soon as it may.
-pub fn sections_beside_an_update(sections: usize) {
+const UPDATES: usize = 2;
+
+/// Some sections beside updates that free what they have replaced as soon as they may.
+pub fn sections_beside_updates(sections: usize) {
     let mut model = loom::model::Builder::new();
     // LOOM_MAX_PREEMPTIONS goes deeper.
     model.preemption_bound.get_or_insert(3);
@@ -131,17 +158,17 @@ pub fn sections_beside_an_update(sections: usize) {
             let world = world.clone();
             move || (0..sections).for_each(|_| world.read())
         });
-        world.root.store(1, Ordering::Release);
-        let retired = world.epochs.retire();
+        let retired = world.update(1);
         world.take_idle();
+        let retired_next = world.update(2);
         world.epochs.advance();
         world.epochs.advance();
-        let freed = world.free_if_ripe(retired);
+        let freed = world.free_if_ripe(0, retired) & world.free_if_ripe(1, retired_next);
         reader.join().expect("a reader");
         // An idle reader is not in the way.
         world.take_idle();
         world.epochs.advance();
         world.epochs.advance();
-        assert!(freed || world.free_if_ripe(retired), "an idle reader holds the epoch back");
+        assert!(freed || world.epochs.may_free(retired_next), "an idle reader holds the epoch back");
     });
 }

@@ -11,7 +11,7 @@ use std::cell::Cell;
 /// One look is enough to see both ways.
 pub(crate) const PATIENCE: u32 = 1;
 
-/// The two halves of `membarrier(2)` are a fence each: what loom has no name for is only that one of them costs nothing.
+/// The two halves of `membarrier(2)` are a fence each: what loom has no name for is only that one costs nothing.
 pub(crate) fn light_fence() {
     fence(Ordering::SeqCst);
 }
@@ -30,6 +30,8 @@ pub enum Mistake {
     NoHeavyFence,
     NoLook,
     TakesWithoutAsking,
+    NoHold,
+    NoFenceAfterRepin,
     RelaxedLeave,
     RelaxedGone,
 }

@@ -51,9 +51,9 @@ pub struct memslots_config {
     pub gpa_bits: u32,
     /// Bytes of garbage past which an update waits for readers, as with sync; 0, the default: none.
     pub max_garbage: usize,
-    /// 1: never call membarrier(); readers take a memory fence in each section instead. 0, the default: membarrier()
-    /// is registered in memslots_new, and called by updates unless the kernel refused that; memslots_stats.kept_pins
-    /// says which it is.
+    /// 1: never call membarrier(); readers take a memory fence in each section instead. 0, the default: memslots_new
+    /// registers for membarrier(), and updates call it unless the kernel refused that; memslots_stats.kept_pins says
+    /// which it is.
     pub no_membarrier: u32,
 }
 

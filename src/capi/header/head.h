@@ -72,9 +72,10 @@
  * futex; and on other threads than the first also openat, read, close and sched_getaffinity, with
  * which it looks at /sys/devices/system/cpu/online and /proc/sys/vm/overcommit_memory.
  *
- * membarrier is registered in memslots_new, and never called where that is refused or
- * config.no_membarrier is set. A filter that comes later must let it pass: otherwise memory that was
- * replaced is not freed while a reader is idle, and what waits for readers may wait for ever.
+ * The first memslots_new of a process registers for membarrier. It is never called where that is
+ * refused, and for no table with config.no_membarrier. A filter that comes later must let it pass:
+ * otherwise memory that was replaced is not freed while a reader is idle, and what waits for readers
+ * may wait for ever.
  *
  * A guest_memfd that a slot names must stay open for as long as a VM may be attached: the number is
  * given to the kernel then.
