@@ -581,6 +581,8 @@ static void update(void)
     lists();
     transactions();
     memslots_reclaim(ms);
+    memslots_read_lock(reader); // leaves its pin, which who waits for readers takes away
+    memslots_read_unlock(reader);
     memslots_synchronize(ms);
     CHECK_EQ(memslots_try_synchronize(ms), 0);
 }
@@ -616,6 +618,7 @@ static void prepare_updates(void)
 {
     ms = new_table_with(&how);
     fill(ms);
+    reader = new_reader(ms);
     start_crowd();
 }
 
