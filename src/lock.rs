@@ -20,12 +20,14 @@ const WAITING: u32 = 3;
 
 pub(crate) struct UpdateLock {
     state: AtomicU32,
+    /// Threads that want it and have found it held, asleep or not.
+    waiters: AtomicU32,
     holder: AtomicThreadId,
 }
 
 impl UpdateLock {
     pub(crate) const fn new() -> Self {
-        UpdateLock { state: AtomicU32::new(FREE), holder: AtomicThreadId::none() }
+        UpdateLock { state: AtomicU32::new(FREE), waiters: AtomicU32::new(0), holder: AtomicThreadId::none() }
     }
 
     /// Takes the lock. `in_section` says whether the calling thread is in a read-side section; it is asked only where
@@ -48,8 +50,16 @@ impl UpdateLock {
 
     #[cold]
     fn lock_contended(&self, in_section: bool) -> Result<()> {
+        // Before it looks at the state: see has_waiters().
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let result = self.wait_for_it(in_section);
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    fn wait_for_it(&self, in_section: bool) -> Result<()> {
         loop {
-            let state = self.state.load(Ordering::Relaxed);
+            let state = self.state.load(Ordering::SeqCst);
             if state == WAITING && in_section {
                 return Err(Errno::EDEADLK);
             }
@@ -100,13 +110,25 @@ impl UpdateLock {
     /// one comes to it, the state does not tell of the others.
     pub(crate) fn begin_waiting(&self) {
         debug_assert!(self.is_mine());
-        self.state.store(WAITING, Ordering::Relaxed);
-        futex_wake(&self.state, i32::MAX);
+        self.state.store(WAITING, Ordering::SeqCst);
+        if self.has_waiters() {
+            futex_wake(&self.state, i32::MAX);
+        }
     }
 
     /// The wait is over.
     pub(crate) fn end_waiting(&self) {
-        self.state.store(CONTENDED, Ordering::Relaxed);
+        self.state.store(HELD, Ordering::SeqCst);
+        if self.has_waiters() {
+            // One of them may sleep on what the state was, and `unlock` wakes it.
+            self.state.store(CONTENDED, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a thread may not have seen what the state is now. One that is not counted yet looks at the state later,
+    /// and sees it.
+    fn has_waiters(&self) -> bool {
+        self.waiters.load(Ordering::SeqCst) > 0
     }
 }
 
