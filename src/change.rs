@@ -14,7 +14,7 @@ use crate::snapshot::{PublishedRef, Record, Space};
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-/// What a request comes to.
+/// What a request means for the table.
 pub(crate) enum Decision {
     /// The slot is what is asked for already.
     Nothing,

@@ -83,7 +83,7 @@ impl<'l, 'a> Commit<'l, 'a> {
     /// From one stage to the next.
     fn run(mut self) -> Result<(), Refused> {
         self.prepare()?;
-        // A hook in Rust can panic: what readers see must be whole again before that goes on.
+        // A hook in Rust can panic: what readers see must be whole again before the panic continues.
         let consent = match self.asked {
             Some(_) => catch_unwind(AssertUnwindSafe(|| self.ask())),
             None => Ok(Ok(())),
@@ -290,7 +290,7 @@ fn told<'l>(lock: &'l Updating, change: &Outcome) -> Change<'l> {
 /// Retires an INVALID state that is not current any more.
 fn retire_view(lock: &mut Updating, view: Publication) {
     let lane = lock.lane();
-    // SAFETY: alive until it is freed by way of the lane, into which each object goes once; there is room.
+    // SAFETY: alive until the lane frees it; each object is retired once, and there is room.
     unsafe { view.for_each_own_object(&mut |object| lane.retire(object)) };
 }
 

@@ -8,7 +8,7 @@
 //! to, since readers may still be on it. When enough has come together the bag is sealed: it gets the next number and
 //! goes to the collector. When every read-side section that was open then has ended, some thread that advances the
 //! epoch pushes the bag on `ripe`: two instructions and no lock. Only the holder of the update lock takes bags from
-//! there and empties them, in the order of their numbers: so whoever waits for one knows when it is done.
+//! there and empties them, in the order of their numbers: so a thread that waits for one knows when it is done.
 //!
 //! **Pinning.** A reader's pin stays between sections (`pin.rs`), so that readers neither fence nor collect.
 

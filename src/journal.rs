@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The journal of an update: what each slot has gone through since the base, and what that comes to.
+//! The journal of an update: the changes of each slot since the base, and what they amount to.
 //!
 //! Knows records and snapshots; not in which order calls are made, nor who is told. There is one entry for each slot
 //! that was touched, whatever the number of its changes. A record that the update makes carries its slot's entry as its
@@ -47,7 +47,7 @@ impl Entry {
     }
 }
 
-/// What the changes of one slot come to.
+/// What the changes of one slot amount to.
 #[derive(Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) kind: Kind,
@@ -177,7 +177,7 @@ impl Journal {
         self.endings_first = true;
     }
 
-    // ---- what it comes to ----
+    // ---- the outcome ----
 
     /// The entries in which something has changed, in the order in which hooks are told.
     pub(crate) fn iter(&self) -> Changed<'_> {

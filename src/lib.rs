@@ -43,7 +43,7 @@
 //! - `published`: the current publication
 //! - `lock`: the update lock
 //! - `working_copy`: a state that is being edited
-//! - `journal`: what each slot has gone through, and what that comes to
+//! - `journal`: the changes of each slot, and what they amount to
 //! - `ledger`: host memory that no slot maps any more
 //! - `plan`: from two states to the calls that KVM accepts
 //! - `kvm`: the real VM behind a table

@@ -2,8 +2,8 @@
 //! The update lock: one thread at a time changes a table.
 //!
 //! Does not know what it protects. A futex, as a mutex is, but for two things that a mutex cannot do: it says whether
-//! the calling thread is its holder, and it refuses whoever would deadlock. A thread that is in a read-side section may
-//! wait for the lock, unless the holder waits for readers: then neither would ever go on.
+//! the calling thread is its holder, and it refuses a thread that would deadlock. A thread that is in a read-side
+//! section may wait for the lock, unless the holder waits for readers: then neither would ever go on.
 
 use crate::error::{Errno, Result};
 use crate::thread::{AtomicThreadId, ThreadId};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Nobody holds it.
 const FREE: u32 = 0;
-/// Held, and nobody sleeps; but for those beside one that is awake and comes to the lock.
+/// Held. No thread sleeps, unless another one that was woken is on its way to the lock.
 const HELD: u32 = 1;
 /// Held, and somebody may sleep.
 const CONTENDED: u32 = 2;
@@ -67,7 +67,7 @@ impl UpdateLock {
                 futex_wait(&self.state, WAITING);
                 continue;
             }
-            // Whoever takes it here may have been woken from among others, so that somebody may still sleep.
+            // This thread may have been one of several sleepers, so that others may still sleep.
             if self.state.compare_exchange(state, CONTENDED, Ordering::Acquire, Ordering::Relaxed).is_err() {
                 continue;
             }

@@ -35,8 +35,8 @@ pub(crate) trait Pin {
     fn prepare(&mut self) {}
 }
 
-/// What a section without a pin does. Whoever frees sees that it has begun, or else the section sees all that was
-/// published before.
+/// What a section without a pin does. A thread that frees memory sees that the section has begun, or else the section
+/// sees all that was published before.
 pub(crate) trait Hold {
     /// From here on nothing is freed.
     fn begin(&self);

@@ -38,7 +38,8 @@ const MUCH_GARBAGE: usize = 1 << 20;
 /// later. If that reader is idle its pin is taken, which costs a system call.
 const MANY_BAGS: u64 = 4;
 
-/// A participant that whoever waits for readers without the update lock uses in turn. Ended by hand: see `end_waiter`.
+/// The participant of threads that wait for readers without the update lock, one at a time. Ended by hand: see
+/// `end_waiter`.
 struct Waiter(ManuallyDrop<LocalHandle>);
 
 // SAFETY: as for `Lane`: no tie to a thread, and a mutex around it.
@@ -120,17 +121,17 @@ impl Owner {
             Ok(place) => Ok(Owner(NonNull::from(Box::leak(Box::write(place, shared))))),
             Err(errno) => {
                 let mut shared = shared;
-                // SAFETY: dropped next, and nobody has heard of it.
+                // SAFETY: dropped next, and not shared yet.
                 unsafe { Shared::end(NonNull::from(&mut shared)) };
                 Err(errno)
             }
         }
     }
 
-    /// One more owner. `EDEADLK` where there is none any more: inside the releases that the end of it all runs.
+    /// One more owner. `EDEADLK` if there is none any more: inside the releases that the last owner runs.
     pub(crate) fn another(&self) -> Result<Owner> {
         if self.owners.fetch_add(1, Ordering::Relaxed) == 0 {
-            // Nobody but the end of it all is left to count.
+            // Only the thread that ends the table is left, and it does not count.
             self.owners.fetch_sub(1, Ordering::Relaxed);
             return Err(Errno::EDEADLK);
         }
@@ -305,7 +306,7 @@ impl<'a> Updating<'a> {
         unsafe { &mut (*self.shared().store.get()).lane }
     }
 
-    /// Gives the lock to the calling thread, where the one that took it will never come back.
+    /// Gives the lock to the calling thread, after the thread that took it has ended.
     pub(crate) fn take_over(&self) {
         self.shared().lock.take_over();
     }
@@ -319,7 +320,7 @@ impl<'a> Updating<'a> {
     /// A copy of the current state.
     #[inline(always)]
     pub(crate) fn begin_copy(&self) -> Result<WorkingCopy> {
-        // SAFETY: the lock is held, by whoever has the copy; both are of this table.
+        // SAFETY: the owner of the copy holds the lock; both are of this table.
         unsafe { WorkingCopy::begin(&self.shared().store, self.shared().current.root()) }
     }
 
@@ -338,7 +339,7 @@ impl<'a> Updating<'a> {
 
     /// A slot of the current state, of a working copy, or of what was retired: nothing of it is freed before a drain.
     pub(crate) fn slot(&self, record: NonNull<Record>) -> &Memslot {
-        // SAFETY: draining takes the lock as mutable; a working copy frees only records that it has let go of.
+        // SAFETY: draining takes the lock as mutable; a working copy frees only records that it no longer refers to.
         unsafe { &record.as_ref().slot }
     }
 
@@ -437,8 +438,8 @@ impl<'a> Updating<'a> {
         self.drain()
     }
 
-    /// After a publication: garbage goes its way. With `wait`, returns when no reader is left that could use what was
-    /// before; but not where a hook has left a section of this thread open, which would be for ever.
+    /// After a publication: gives garbage to the collector. With `wait`, returns when no reader is left that could use
+    /// what was current before; but not where a hook has left a section of this thread open, which would be for ever.
     #[inline(always)]
     pub(crate) fn settle(&mut self, wait: bool) {
         let is_told = self.shared().hooks.is_some();

@@ -408,7 +408,7 @@ impl Space {
     /// for which `stop` says so.
     ///
     /// # Safety
-    /// The caller has let go of the space; `visit` may free.
+    /// Nothing else refers to the space any more; `visit` may free.
     pub(crate) unsafe fn for_each_node(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
         let mut visit = |node: NonNull<Head>| {
             // SAFETY: alive until it is visited. What is in the nursery goes with the root.

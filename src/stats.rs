@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The figures of a table, written down once: as a struct for whoever asks, and as numbers that an update stores and
-//! anyone may load meanwhile.
+//! The figures of a table, written down once: as a struct for callers, and as atomic numbers that an update stores and
+//! any thread may load meanwhile.
 //!
 //! Knows nothing else. The C header's `struct memslots_stats` is its size and these, in this order (`capi/stats.rs`).
 
@@ -15,8 +15,8 @@ macro_rules! figures {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        /// The same, for whoever looks without the update lock: as the last update left it, or as it is while an update
-        /// waits for readers. Each figure is right; together they may be of two updates.
+        /// The same, for threads without the update lock: as the last update left it, or as it is while an update waits
+        /// for readers. Each figure is right; together they may be of two updates.
         #[derive(Default)]
         #[repr(align(128))]
         pub(crate) struct Figures {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A thread's number, which never comes again.
 //!
-//! Knows nothing else. A read-side section notes whose it is, so the number has to be had at once. A `thread_local!` of
-//! a shared object costs a call, and more time than all else that a section does. With the GNU C library, a word in the
-//! threads' static block is one load away from the thread pointer, which is what the TLS model *initial-exec* comes to;
-//! Rust has no stable way to ask for it, so two lines of assembly do. A library that is opened by dlopen() gets that
-//! word out of the room that the C library keeps for such.
+//! Knows nothing else. A read-side section notes which thread opened it, so the number must be cheap to get. In a
+//! shared object a `thread_local!` costs a call, which takes more time than the rest of a section. With the GNU C
+//! library, a word in the static TLS block is one load away from the thread pointer: that is the TLS model
+//! *initial-exec*. Rust has no stable way to ask for it, so two instructions of assembly do. When the library is opened
+//! by dlopen(), the word comes out of the surplus that the C library reserves for such libraries.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -54,7 +54,7 @@ impl Store {
 
 /// See the head of this file.
 pub(crate) struct WorkingCopy {
-    /// Alive, and used by nobody else: whoever has a working copy holds the update lock, and uses one copy at a time.
+    /// Alive, and used by nobody else: a working copy belongs to the holder of the update lock, who uses one at a time.
     store: NonNull<Store>,
     /// The state that was current at the beginning.
     base: NonNull<Published>,
@@ -291,7 +291,7 @@ impl WorkingCopy {
         self.new_record(self.stamp, slot)
     }
 
-    /// Frees a record that this copy made and that it has let go of.
+    /// Frees a record that this copy made and that it no longer refers to.
     pub(crate) fn free_record(&mut self, record: NonNull<Record>) {
         // SAFETY: of this copy, so alive.
         debug_assert!(unsafe { record.as_ref() }.stamp.0 >= self.stamp.0, "a record of the base");
@@ -365,7 +365,7 @@ impl WorkingCopy {
     }
 
     /// Builds the trees of a space out of the slots that were listed. None where two of them share a frame, or memory
-    /// is short; the copy is good for nothing but to be dropped then.
+    /// is short; the copy must be dropped then.
     pub(crate) fn build(
         &mut self,
         as_id: AsId,
@@ -391,7 +391,7 @@ impl WorkingCopy {
         current.publish(self.root, numbers);
         let base = self.base_object();
         let lane = &mut self.store().lane;
-        // SAFETY: neither the base's root nor what the copy has let go of is current any more. Nothing is listed twice.
+        // SAFETY: neither the base's root nor what the copy has replaced is current any more. Nothing is listed twice.
         unsafe {
             lane.retire_listed();
             lane.retire(base);

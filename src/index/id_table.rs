@@ -299,7 +299,7 @@ impl IdTable {
     /// Calls `visit` for every node, children first, passing by the subtrees for which `stop` says so.
     ///
     /// # Safety
-    /// The caller has let go of the table; `visit` may free.
+    /// Nothing else refers to the nodes any more; `visit` may free.
     pub(crate) unsafe fn for_each_node(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
         if let Some(root) = self.root() {
             // SAFETY: alive until visited.

@@ -101,7 +101,7 @@ impl Editor<'_> {
     /// reader has ever seen it; any other is listed as replaced.
     ///
     /// # Safety
-    /// The object starts with a [`Head`], came from this editor's pool, and the working copy has let go of it.
+    /// The object starts with a [`Head`], came from this editor's pool, and the working copy no longer refers to it.
     pub(crate) unsafe fn drop_object(&mut self, head: NonNull<Head>) {
         // SAFETY: alive until now, by the caller's promise.
         let (owned, object) = unsafe {

@@ -47,7 +47,7 @@ pub(crate) struct Object {
     pub(crate) lines: u8,
 }
 
-// SAFETY: an address and a size; whoever uses the memory says why it may.
+// SAFETY: an address and a size; using the memory needs a reason of its own.
 unsafe impl Send for Object {}
 
 impl Object {

@@ -327,7 +327,7 @@ impl<const MULTI: bool> RangeTree<MULTI> {
         let child_len = unsafe { NodeRef::new(child) }.len();
         if child_len == 0 {
             at.remove(index);
-            // SAFETY: the tree has just let go of it.
+            // SAFETY: the tree no longer refers to it.
             unsafe { editor.drop_object(child.cast()) };
             return owned;
         }
@@ -435,7 +435,7 @@ impl<const MULTI: bool> RangeTree<MULTI> {
     /// Calls `visit` for every node, children first, passing by the subtrees for which `stop` says so.
     ///
     /// # Safety
-    /// The caller has let go of the tree; `visit` may free.
+    /// Nothing else refers to the nodes any more; `visit` may free.
     pub(crate) unsafe fn for_each_node(&self, stop: &dyn Fn(&Head) -> bool, visit: &mut dyn FnMut(NonNull<Head>)) {
         if let Some(root) = self.root {
             // SAFETY: alive until visited.

@@ -29,7 +29,7 @@ pub(super) struct Hot {
     pub(super) misses: Cell<u64>,
     /// What `key` is in the next section; 0 before the first lookup.
     pub(super) kept_key: Cell<u64>,
-    /// What a miss goes on with: that of `Reader::searches`.
+    /// What a miss calls: the function of `Reader::searches`.
     pub(super) search_gfn: SearchGfn,
 }
 

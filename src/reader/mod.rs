@@ -49,7 +49,7 @@ impl Reader {
         let presence = crate::memory::try_box(Presence::new(shared.domain.pin_of_reader()))?;
         let presence = NonNull::from(Box::leak(presence));
         if let Err(errno) = shared.readers.join(presence) {
-            // SAFETY: from a box just now, and nobody has heard of it.
+            // SAFETY: from the box above, and not shared yet.
             drop(unsafe { Box::from_raw(presence.as_ptr()) });
             return Err(errno);
         }

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::NonNull;
 
-/// A walk over part of one publication. No lifetime: whoever holds one keeps the publication.
+/// A walk over part of one publication. No lifetime: its holder keeps the publication alive.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Walk {

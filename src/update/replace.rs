@@ -52,7 +52,7 @@ fn place(lock: &Updating, staging: &mut Staging, as_id: AsId, region: &Region, o
     Ok(())
 }
 
-/// A replacement's lines in the trace are the calls that come to the same.
+/// A replacement's lines in the trace are the calls that have the same effect.
 fn trace_calls(lock: &mut Updating, staging: &Staging) -> Result<()> {
     if lock.writer().trace.is_some() {
         let calls = calls(lock, &staging.journal)?;

@@ -67,7 +67,7 @@ fn publish_one(lock: &mut Updating, decision: Decision) -> Result<()> {
     Ok(())
 }
 
-/// Edits a working copy, and gives the record that it has let go of.
+/// Edits a working copy, and gives the record that it no longer refers to.
 #[inline(always)]
 fn edit(copy: &mut WorkingCopy, decision: Decision, shift: u32) -> Option<NonNull<Record>> {
     match decision {

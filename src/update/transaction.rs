@@ -241,7 +241,7 @@ impl<'a> Transaction<'a> {
     /// Throws the changes away. So does dropping the transaction.
     pub fn abort(self) {}
 
-    /// Gives a transaction to the calling thread, where the one that began it will never come back.
+    /// Gives a transaction to the calling thread, after the thread that began it has ended.
     pub(crate) fn take_over(&self) {
         self.lock.take_over();
     }
