@@ -17,7 +17,7 @@ use crate::ledger::Ledger;
 use crate::lock::UpdateLock;
 use crate::presence::Readers;
 use crate::published::{publications_between, Current, Numbers};
-use crate::slot::{AsId, HostPage, Limits, Memslot, Pages, Region};
+use crate::slot::{AsId, HostPage, Limits, Memslot, Pages, Region, SlotId};
 use crate::snapshot::{Published, PublishedRef, Record, Space};
 use crate::stats::{Figures, Stats};
 use crate::trace::{Op, Trace};
@@ -332,9 +332,9 @@ impl<'a> Updating<'a> {
 
     /// The same, with what one change of an address space can allocate reserved.
     #[inline(always)]
-    pub(crate) fn begin_copy_for(&self, as_id: AsId) -> Result<WorkingCopy> {
+    pub(crate) fn begin_copy_for(&self, as_id: AsId, id: SlotId) -> Result<WorkingCopy> {
         // SAFETY: as above.
-        unsafe { WorkingCopy::begin_for(&self.shared().store, self.shared().current.root(), as_id) }
+        unsafe { WorkingCopy::begin_for(&self.shared().store, self.shared().current.root(), as_id, id) }
     }
 
     /// A slot of the current state, of a working copy, or of what was retired: nothing of it is freed before a drain.

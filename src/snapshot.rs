@@ -252,10 +252,19 @@ impl Space {
     // Safety, for all of them: the editor's working copy is what this space is part of, records are alive and stay so
     // while they are in it, and `bytes_to_edit` are reserved.
 
-    /// Bytes that adding, removing or replacing one slot can allocate at most.
+    /// Bytes that adding, removing or replacing one slot can allocate at most, whatever its id.
     pub(crate) fn bytes_to_edit(&self) -> usize {
+        self.bytes_to_edit_trees() + IdTable::bytes_to_edit(2) + RECORD_LINES * LINE
+    }
+
+    /// The same for the slot with this id, and one change of it.
+    pub(crate) fn bytes_to_edit_slot(&self, id: SlotId) -> usize {
+        self.bytes_to_edit_trees() + self.ids.bytes_to_set(id) + RECORD_LINES * LINE
+    }
+
+    fn bytes_to_edit_trees(&self) -> usize {
         // A move takes an entry out of the gfn tree and puts another in, a resize does so in both.
-        self.gfn.bytes_to_edit(2) + self.hva.bytes_to_edit(2) + IdTable::bytes_to_edit(2) + RECORD_LINES * LINE
+        self.gfn.bytes_to_edit(2) + self.hva.bytes_to_edit(2)
     }
 
     /// # Safety

@@ -15,7 +15,7 @@ use crate::index::node::Entry;
 use crate::index::pool::{Object, Pool, LINE};
 use crate::index::{object_of, Editor, Head, Nursery, Stamp, REPLACED_PER_EDIT};
 use crate::published::{Current, Numbers};
-use crate::slot::{AsId, Memslot};
+use crate::slot::{AsId, Memslot, SlotId};
 use crate::snapshot::{Published, PublishedRef, Record, Space};
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
@@ -149,7 +149,7 @@ impl WorkingCopy {
         unsafe { Self::begin_with(store, base, 0, false) }
     }
 
-    /// As `begin`, with `reserve` for one edit of an address space.
+    /// As `begin`, with memory reserved for one edit of a slot.
     ///
     /// # Errors
     /// `ENOMEM`.
@@ -161,10 +161,11 @@ impl WorkingCopy {
         store: &UnsafeCell<Store>,
         base: NonNull<Published>,
         as_id: AsId,
+        id: SlotId,
     ) -> Result<WorkingCopy> {
         // SAFETY: the caller's promise.
         unsafe {
-            let bytes = PublishedRef::new(base).space(as_id).map_or(0, Space::bytes_to_edit);
+            let bytes = PublishedRef::new(base).space(as_id).map_or(0, |space| space.bytes_to_edit_slot(id));
             // The base's root and a record are retired, too.
             (*store.get()).lane.reserve(REPLACED_PER_EDIT + 2)?;
             Self::begin_with(store, base, bytes, true)

@@ -131,6 +131,11 @@ impl IdNode {
     }
 }
 
+/// The lowest level at which one node has room for an id.
+fn level_of(id: SlotId) -> usize {
+    (id.0.checked_ilog2().unwrap_or(0) / BITS) as usize
+}
+
 fn index_of(id: SlotId, level: u8) -> usize {
     (id.0 as usize >> (level as u32 * BITS)) % WIDTH
 }
@@ -141,6 +146,18 @@ impl IdTable {
     /// Bytes that `edits` changes can allocate at most: a copied node and a new one on each level.
     pub(crate) const fn bytes_to_edit(edits: usize) -> usize {
         edits * 2 * MAX_LEVELS * NODE_LINES * LINE
+    }
+
+    fn levels(&self) -> usize {
+        // SAFETY: the root of a table that someone may read is alive.
+        self.root().map_or(0, |root| unsafe { root.as_ref() }.head.level as usize + 1)
+    }
+
+    /// Bytes that giving an id its first word can allocate at most, or taking its only word away.
+    pub(crate) fn bytes_to_set(&self, id: SlotId) -> usize {
+        let levels = self.levels().max(level_of(id) + 1);
+        // The path is copied or made, and so are new roots; and one node moves out of the nursery.
+        (2 * levels + 1) * NODE_LINES * LINE
     }
 
     fn root(&self) -> Option<NonNull<IdNode>> {
@@ -222,8 +239,7 @@ impl IdTable {
     /// The editor's working copy is what this table is part of, and `bytes_to_edit` are reserved.
     pub(crate) unsafe fn set(&mut self, editor: &mut Editor, id: SlotId, word: *mut u8) {
         debug_assert!(!word.is_null());
-        let level = id.0.checked_ilog2().unwrap_or(0) / BITS;
-        let mut root = self.root().unwrap_or_else(|| IdNode::first(editor, level as u8));
+        let mut root = self.root().unwrap_or_else(|| IdNode::first(editor, level_of(id) as u8));
         // SAFETY: the root is part of the working copy.
         while id.0 as usize >> (unsafe { root.as_ref() }.head.level as u32 * BITS) >= WIDTH {
             root = grown(editor, root);

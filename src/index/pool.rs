@@ -122,7 +122,9 @@ impl Pool {
     /// A new chunk, with room for `bytes`.
     #[cold]
     fn grow(&mut self, bytes: usize) -> Result<()> {
-        let want = (bytes + LINE).max((self.held / 4).clamp(FIRST_CHUNK, LARGEST_CHUNK)).next_multiple_of(LINE);
+        // Twice what is asked for, so that the next update, which takes about as much, does not grow the pool again.
+        let room = bytes + bytes.min(LARGEST_CHUNK) + LINE;
+        let want = room.max((self.held / 4).clamp(FIRST_CHUNK, LARGEST_CHUNK)).next_multiple_of(LINE);
         // SAFETY: the size is not zero, and a multiple of the alignment that fits isize.
         let memory = unsafe { alloc(chunk_layout(want)) };
         if memory.is_null() {

@@ -83,14 +83,14 @@ impl<const MULTI: bool> RangeTree<MULTI> {
 
     /// Bytes that `edits` changes of one entry each can allocate at most.
     pub(crate) fn bytes_to_edit(&self, edits: usize) -> usize {
-        let (levels, cap) = self.root().map_or((0, 0), |root| (root.level() as usize + 1, root.cap()));
-        let node = match levels {
-            0 | 1 => node_lines_for(cap + edits),
-            _ => node_lines(MAX_ENTRIES),
-        };
+        let (level, len, cap) = self.root().map_or((0, 0, 0), |root| (root.level() as usize, root.len(), root.cap()));
+        if level == 0 && len + edits <= MAX_ENTRIES {
+            // A leaf that stays the only one is copied, and again where it grows by a block.
+            return (1 + edits) * node_lines_for(cap + edits) * LINE;
+        }
         // On each level a node is copied, may be copied again with more room, and a neighbour is made or copied; then
         // there may be a new root.
-        edits * (3 * levels + 2) * node * LINE
+        edits * (3 * level + 5) * node_lines(MAX_ENTRIES) * LINE
     }
 
     /// Bytes that `build` allocates at most.

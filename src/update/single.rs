@@ -51,8 +51,12 @@ fn commit_one(lock: &mut Updating, decision: Decision) -> Result<()> {
 /// `ENOMEM`; then nothing has changed.
 #[inline(always)]
 fn publish_one(lock: &mut Updating, decision: Decision) -> Result<()> {
-    let Some(as_id) = decision.as_id() else { return Ok(()) };
-    let mut copy = lock.begin_copy_for(as_id)?;
+    let (as_id, id) = match decision {
+        Decision::Nothing => return Ok(()),
+        Decision::Create(slot) | Decision::Replace { new: slot, .. } => (slot.as_id, slot.id),
+        Decision::Delete { as_id, old } => (as_id, lock.slot(old).id),
+    };
+    let mut copy = lock.begin_copy_for(as_id, id)?;
     lock.in_step = true;
     let gone = edit(&mut copy, decision, lock.shared().limits.page_shift);
     copy.add_to_generation(as_id, lock.shared().limits.nr_address_spaces as u64);
